@@ -1,0 +1,17 @@
+"""Spatial bias, attention-free global context for convolutional networks, on the OpenMMLab family.
+
+Source: Go & Ryu, "Spatial Bias for Attention-free Non-local Neural Networks", arXiv:2302.12505.
+"""
+
+import importlib.util
+
+_missing = [name for name in ('torch', 'mmengine', 'mmcv') if importlib.util.find_spec(name) is None]
+if _missing:
+    raise ImportError(
+        f'mmsb needs {" and ".join(_missing)}, which is not installed: run `mim install mmsb-resnet` or '
+        '`pip install -r requirements/mminstall.txt` (the stock mmengine and mmcv work as well)'
+    )
+
+from .version import __version__  # noqa: E402
+
+__all__ = ['__version__']

@@ -1,0 +1,178 @@
+"""The residual block: 1x1, norm, act, 3x3, norm, act, 1x1, norm, plus the shortcut, act; and slots beside them.
+
+Source: He et al., "Deep Residual Learning for Image Recognition", with torchvision's names.
+
+| slot | who fills it | contract |
+|---|---|---|
+| spatial_bias | SpatialBias, beside conv1 or conv2 | reads that conv's input, adds N maps behind its output |
+| after_conv1, after_conv2, after_conv3 | anything shape-preserving (SE, GC, ...) | (B, C, H, W) -> the same |
+| after_block | whole blocks (NL, BAT, ...) | (B, 4C, H, W) -> the same |
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.utils.checkpoint
+from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmsb.models.spatial_bias import SpatialBias, conv_of_concat
+from mmsb.options import check_keys, choose
+
+PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_block')
+BIAS_OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'position', 'fusion', 'pool', 'mix')
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Keep batch norms from counting a batch twice when checkpointing computes it again."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class Bottleneck(BaseModule):
+    """One residual block, with slots.
+
+    The weights that read the bias maps are stored apart (`bias_norm`, `bias_conv`): a batch norm and a ReLU act per
+    channel and a convolution is linear in its input channels, so every other weight keeps torchvision's name and shape.
+
+    Args:
+        in_channels: channels of the input.
+        channels: C; the output has 4C channels.
+        stride: of the 3x3 convolution ('pytorch' style) or the first 1x1 ('caffe').
+        dilation: of the 3x3 convolution.
+        groups: of the 3x3 convolution.
+        width: channels of the 3x3 convolution; C by default.
+        downsample: module of the shortcut, or None for the identity.
+        style: 'pytorch' or 'caffe', see stride.
+        spatial_bias: options of SpatialBias and `position` ('conv2' or 'conv1': the convolution that it accompanies)
+            and `fusion` ('concat', or 'add': the sum of the N maps is added to every channel). None: no bias.
+        plugins: dicts with `cfg` and `position`, as in the libraries' ResNets.
+        with_cp: recompute activations in the backward pass to save memory.
+        drop_path_rate: share of samples whose residual branch is dropped in training.
+
+    Raises:
+        ValueError: for an unknown option, style or position.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        width: int | None = None,
+        downsample: nn.Module | None = None,
+        style: str = 'pytorch',
+        spatial_bias: dict | None = None,
+        plugins: tuple[dict, ...] = (),
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list | None = None,
+    ):
+        super().__init__(init_cfg)
+        norm_cfg = norm_cfg or dict(type='BN')
+        width = width or channels
+        out_channels = channels * self.expansion
+        choose('style', style, ('pytorch', 'caffe'))
+        stride1, stride2 = (1, stride) if style == 'pytorch' else (stride, 1)
+        geometry2 = dict(kernel_size=3, stride=stride2, padding=dilation, dilation=dilation)
+
+        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
+        self.bn1 = build_norm_layer(norm_cfg, width)[1]
+        self.conv2 = build_conv_layer(conv_cfg, width, width, groups=groups, bias=False, **geometry2)
+        self.bn2 = build_norm_layer(norm_cfg, width)[1]
+        self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
+        self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.with_cp = with_cp
+
+        self.bias_position = self.bias_fusion = None
+        if spatial_bias is not None:
+            check_keys('spatial_bias', spatial_bias, BIAS_OPTIONS)
+            bias_cfg = dict(spatial_bias)
+            self.bias_position = choose('spatial_bias.position', bias_cfg.pop('position', 'conv2'), ('conv1', 'conv2'))
+            self.bias_fusion = choose('spatial_bias.fusion', bias_cfg.pop('fusion', 'concat'), ('concat', 'add'))
+            beside_conv1 = self.bias_position == 'conv1'
+            self.spatial_bias = SpatialBias(in_channels if beside_conv1 else width, norm_cfg=norm_cfg, **bias_cfg)
+            if self.bias_fusion == 'concat':
+                num_maps = self.spatial_bias.num_maps
+                self.bias_norm = build_norm_layer(norm_cfg, num_maps)[1]
+                self.bias_conv = (
+                    nn.Conv2d(num_maps, width, bias=False, **geometry2)
+                    if beside_conv1
+                    else nn.Conv2d(num_maps, out_channels, 1, bias=False)
+                )
+
+        self.plugin_names = {position: [] for position in PLUGIN_POSITIONS}
+        for plugin in plugins:
+            position = choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
+            cfg = dict(plugin['cfg'])
+            plugin_channels = width if position in ('after_conv1', 'after_conv2') else out_channels
+            name, layer = build_plugin_layer(cfg, in_channels=plugin_channels, postfix=cfg.pop('postfix', ''))
+            if hasattr(self, name):
+                raise ValueError(f'two plugins of one block are named {name!r}: give one of them a postfix')
+            self.add_module(name, layer)
+            self.plugin_names[position].append(name)
+
+    def bias_modules(self) -> list[nn.Module]:
+        """List the modules that a plain ResNet does not have: empty without spatial bias."""
+        names = ('spatial_bias', 'bias_norm', 'bias_conv')
+        return [module for name, module in self.named_children() if name in names]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, 4C, H', W')."""
+        if self.with_cp and x.requires_grad:
+            contexts = contextlib.nullcontext(), _statistics_kept(self)
+            out = torch.utils.checkpoint.checkpoint(
+                self._residual_sum, x, use_reentrant=False, context_fn=lambda: contexts
+            )
+        else:
+            out = self._residual_sum(x)
+        return self._refine('after_block', self.relu(out))
+
+    def _residual_sum(self, x: Tensor) -> Tensor:
+        out, bias = self._fuse('conv1', x, self.conv1(x))
+        out = self._refine('after_conv1', self.relu(self.bn1(out)))
+
+        y = self._read(self.conv2, out, bias)
+        out, bias = self._fuse('conv2', out, y)
+        out = self._refine('after_conv2', self.relu(self.bn2(out)))
+
+        out = self._refine('after_conv3', self.bn3(self._read(self.conv3, out, bias)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return shortcut + self.drop_path(out)
+
+    def _fuse(self, position: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Add the bias of a convolution's input `x` to its output `y`: returns y, and the N maps to read beside it."""
+        if position != self.bias_position:
+            return y, None
+        bias = self.spatial_bias(x, y.shape[-2:])
+        if self.bias_fusion == 'add':
+            return y + bias.sum(1, keepdim=True).to(y.dtype), None
+        return y, self.relu(self.bias_norm(bias))
+
+    def _read(self, conv: nn.Module, y: Tensor, bias: Tensor | None) -> Tensor:
+        return conv(y) if bias is None else conv_of_concat(conv, self.bias_conv, y, bias)
+
+    def _refine(self, position: str, x: Tensor) -> Tensor:
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
