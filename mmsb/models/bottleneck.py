@@ -137,6 +137,20 @@ class Bottleneck(BaseModule):
         names = ('spatial_bias', 'bias_norm', 'bias_conv')
         return [module for name, module in self.named_children() if name in names]
 
+    def silence_bias(self) -> None:
+        """Let the bias start without effect, and learn from there.
+
+        Raises:
+            ValueError: for 'add' without mix, where a start at zero would never leave it.
+        """
+        if self.bias_fusion == 'concat':
+            nn.init.zeros_(self.bias_conv.weight)
+        elif self.bias_fusion == 'add':
+            if self.spatial_bias.mix is None:
+                raise ValueError("spatial_bias of fusion='add' with mix=False cannot start silent from a plain ResNet")
+            nn.init.zeros_(self.spatial_bias.mix.weight)
+            nn.init.zeros_(self.spatial_bias.mix.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, 4C, H', W')."""
         if self.with_cp and x.requires_grad:

@@ -235,7 +235,10 @@ class SBResNet(BaseModule):
             ValueError: if the checkpoint does not fit.
             FileNotFoundError: if it does not exist.
         """
+        first = not self.is_init
         super().init_weights()
+        if not first:
+            return
         if self.zero_init_residual:
             for block in self.modules():
                 if isinstance(block, Bottleneck):

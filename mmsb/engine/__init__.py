@@ -1,0 +1,3 @@
+from .progress import ProgressHook
+
+__all__ = ['ProgressHook']

@@ -1,0 +1,59 @@
+"""A progress display for long work: what is done, how fast, how long it still takes."""
+
+import sys
+
+from mmengine.hooks import Hook
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mmsb.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """Show a progress bar of training and evaluation on a terminal; elsewhere the log lines have to do.
+
+    Only the first process of a distributed run shows it.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._tasks: dict[str, int] = {}
+
+    def before_run(self, runner) -> None:
+        if runner.rank == 0 and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn('{task.description}'),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn('{task.fields[loss]}'),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+
+    def after_run(self, runner) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        loss = (outputs or {}).get('loss')
+        self._show('train', runner.iter + 1, runner.max_iters, '' if loss is None else f'loss {float(loss):.3f}')
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._show('val', batch_idx + 1, len(runner.val_dataloader))
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._show('test', batch_idx + 1, len(runner.test_dataloader))
+
+    def _show(self, phase: str, done: int, total: int, loss: str = '') -> None:
+        if self._bar is None:
+            return
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=total, loss=loss)
+        self._bar.update(self._tasks[phase], completed=done, loss=loss)

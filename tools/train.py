@@ -1,0 +1,53 @@
+"""Train a network: of MMPretrain, MMDetection or MMSegmentation, by its config.
+
+python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
+"""
+
+from mmengine.config import Config
+
+from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
+
+
+def parse_args():
+    parser = common_parser('Train a network by its config.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='auto|PATH',
+        help='go on from the latest checkpoint of the work dir (auto, the default of the flag), or from PATH',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--seed', type=int, help='random seed (default: of the config, or 0)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+
+    def apply_flags(cfg: Config) -> None:
+        if args.amp:
+            kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+            if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+                raise ValueError(f'--amp goes with OptimWrapper, and optim_wrapper.type of the config is {kind!r}')
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if args.auto_scale_lr:
+            if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+                raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+            cfg.auto_scale_lr.enable = True
+        if args.seed is not None:
+            cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+
+    cfg = load_config(args, apply_flags)
+    loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') else ('train_dataloader',)
+    check_before_run(cfg, loaders)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    run_tool(main)
