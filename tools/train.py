@@ -3,6 +3,7 @@
 python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 """
 
+import torch
 from mmengine.config import Config
 
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
@@ -28,6 +29,8 @@ def main() -> None:
 
     def apply_flags(cfg: Config) -> None:
         if args.amp:
+            if not torch.cuda.is_available():
+                raise ValueError('--amp needs a GPU, and none is visible')
             kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
             if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
                 raise ValueError(f'--amp goes with OptimWrapper, and optim_wrapper.type of the config is {kind!r}')

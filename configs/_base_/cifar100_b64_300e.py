@@ -17,7 +17,7 @@ auto_scale_lr = dict(base_batch_size=64)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='mmsb.SBResNetCifar'),
+    backbone=dict(type='mmsb.SBResNetCifar', out_indices=(2,)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',

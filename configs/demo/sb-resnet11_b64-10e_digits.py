@@ -29,7 +29,7 @@ test_evaluator = val_evaluator
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(num_classes=10, mean=[60.0] * 3, std=[90.0] * 3),
-    backbone=dict(type='mmsb.SBResNetCifar', depth=11),
+    backbone=dict(type='mmsb.SBResNetCifar', depth=11, out_indices=(2,)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=256, loss=dict(type='CrossEntropyLoss')),
 )
@@ -37,5 +37,8 @@ train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
 log_processor = dict(by_epoch=True)
 default_hooks = dict(checkpoint=dict(interval=1, by_epoch=True))
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=4e-3, weight_decay=1e-4))
-param_scheduler = dict(type='OneCycleLR', eta_max=4e-3, total_steps=10, by_epoch=True, convert_to_iter_based=True)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, end=3, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=3, end=10, convert_to_iter_based=True),
+]
 auto_scale_lr = dict(base_batch_size=64)

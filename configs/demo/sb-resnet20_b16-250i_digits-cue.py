@@ -51,4 +51,7 @@ model = dict(
 )  # fmt: skip
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=250, val_interval=25)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=1e-4))
-param_scheduler = dict(type='OneCycleLR', eta_max=2e-3, total_steps=250, by_epoch=False)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=250),
+]

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
 from mmsb.options import check_keys
 
@@ -139,11 +140,19 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
                     f'dataset folder {folder!r} of {loader} does not exist: '
                     f'{help_text or f"put the dataset there or say --cfg-options {key}=FOLDER"}'
                 )
-    for path in _checkpoints(cfg):
+    for path in _checkpoints(cfg.to_dict()):
         if '://' not in path and not os.path.isfile(path):
             raise FileNotFoundError(f'checkpoint {path!r} does not exist')
-    init_default_scope(scope)
-    MODELS.build(cfg.model)
+    build_model(cfg)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the network of a config as the runner does: with the config's data preprocessor."""
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    model = dict(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model)
 
 
 def _data_folders(dataset: dict) -> Iterator[str]:

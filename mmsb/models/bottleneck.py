@@ -10,7 +10,7 @@ Source: He et al., "Deep Residual Learning for Image Recognition", with torchvis
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch.utils.checkpoint
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
@@ -29,14 +29,15 @@ BIAS_OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'position', 'fusion', 'p
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a batch twice when checkpointing computes it again."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    buffers = [dict(norm._buffers) for norm in norms]
+    for norm in norms:  # the second pass writes into copies
+        norm._buffers.update({name: None if value is None else value.clone() for name, value in norm._buffers.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, kept in zip(norms, buffers, strict=True):
+            norm._buffers.update(kept)
 
 
 class Bottleneck(BaseModule):
@@ -124,6 +125,8 @@ class Bottleneck(BaseModule):
         self.plugin_names = {position: [] for position in PLUGIN_POSITIONS}
         for plugin in plugins:
             position = choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
+            if 'cfg' not in plugin:
+                raise ValueError(f'a plugin needs a cfg: dict(cfg=dict(type=...), position=...), got {plugin!r}')
             cfg = dict(plugin['cfg'])
             plugin_channels = width if position in ('after_conv1', 'after_conv2') else out_channels
             name, layer = build_plugin_layer(cfg, in_channels=plugin_channels, postfix=cfg.pop('postfix', ''))
@@ -136,6 +139,10 @@ class Bottleneck(BaseModule):
         """List the modules that a plain ResNet does not have: empty without spatial bias."""
         names = ('spatial_bias', 'bias_norm', 'bias_conv')
         return [module for name, module in self.named_children() if name in names]
+
+    def plugins(self) -> list[nn.Module]:
+        """List the layers in the slots."""
+        return [getattr(self, name) for names in self.plugin_names.values() for name in names]
 
     def silence_bias(self) -> None:
         """Let the bias start without effect, and learn from there.
@@ -190,3 +197,18 @@ class Bottleneck(BaseModule):
         for name in self.plugin_names[position]:
             x = getattr(self, name)(x)
         return x
+
+
+def plugins_of_block(plugins: Sequence[dict], stage: int, block: int, num_stages: int) -> list[dict]:
+    """Pick the plugins that one block has; stage and block are indices."""
+    chosen = []
+    for plugin in plugins:
+        check_keys('plugin', plugin, ('cfg', 'position', 'stages', 'blocks'))
+        stages = plugin.get('stages')
+        if stages is not None and len(stages) != num_stages:
+            raise ValueError(f'stages of a plugin must have {num_stages} entries, got {tuple(stages)}')
+        choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
+        blocks = plugin.get('blocks')
+        if (stages is None or stages[stage]) and (blocks is None or block in blocks):
+            chosen.append(plugin)
+    return chosen

@@ -4,6 +4,8 @@ Source: He et al., "Deep Residual Learning for Image Recognition"; Go & Ryu, arX
 networks are torchvision's, name for name and bit for bit. ImageNet and CIFAR differ in stem and stage table only.
 """
 
+import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -12,8 +14,8 @@ from mmengine.model import BaseModule, Sequential, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models.bottleneck import BIAS_OPTIONS, PLUGIN_POSITIONS, Bottleneck
-from mmsb.models.weights import holds_spatial_bias, read_backbone, take_over
+from mmsb.models.bottleneck import BIAS_OPTIONS, Bottleneck, plugins_of_block
+from mmsb.models.weights import holds_spatial_bias, take_over
 from mmsb.options import check_keys, choose, known_options
 from mmsb.registry import MODELS
 
@@ -60,10 +62,12 @@ class SBResNet(BaseModule):
         multi_grid: dilations of the blocks of the last stage (segmentation).
         contract_dilation: halve the dilation of the first block of a dilated stage (segmentation).
         zero_init_residual: start each residual branch at zero.
-        drop_path_rate: share of samples whose residual branch is dropped in training.
+        drop_path_rate: share of samples whose residual branch is dropped in training, in the last block; it rises
+            from 0 in the first.
         pretrained: short for `init_cfg=dict(type='Pretrained', checkpoint=...)` (segmentation).
         init_cfg: initialisation; `Pretrained` takes a checkpoint of a plain ResNet or of an SBResNet: local file, URL,
-            'torchvision://resnet50'; of the backbone or of a whole model (`prefix` names the part, 'backbone' is found).
+            'torchvision://resnet50'; of the backbone or of a whole model (`prefix` names the part; 'backbone' is
+            found by itself).
 
     Raises:
         ValueError: for an unknown option or value, and for tuples that do not have one entry a stage.
@@ -105,6 +109,8 @@ class SBResNet(BaseModule):
         init_cfg: dict | list | None = None,
     ):
         init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
+        if not all(isinstance(cfg, dict) and 'type' in cfg for cfg in init_cfgs):
+            raise ValueError(f'init_cfg must be a dict with a type, or a list of such dicts, got {init_cfg!r}')
         if pretrained is not None:
             init_cfgs.append(dict(type='Pretrained', checkpoint=pretrained))
         checkpoints = [cfg for cfg in init_cfgs if cfg['type'] == 'Pretrained']
@@ -133,6 +139,7 @@ class SBResNet(BaseModule):
         self.zero_init_residual = zero_init_residual
 
         in_channels = self._make_stem(in_channels, stem_channels or base_channels, deep_stem)
+        depth_rates = iter(drop_path_rate * k / max(1, sum(blocks) - 1) for k in range(sum(blocks)))
         for i in range(num_stages):
             grid = [dilations[i]] * blocks[i]
             if multi_grid is not None and i == num_stages - 1:
@@ -145,13 +152,13 @@ class SBResNet(BaseModule):
                 channels,
                 stride=strides[i],
                 dilations=grid,
-                plugins=[_plugins_of_block(plugins or (), i, j, num_stages) for j in range(blocks[i])],
+                plugins=[plugins_of_block(plugins or (), i, j, num_stages) for j in range(blocks[i])],
                 groups=groups,
                 width=int(channels * base_width / base_channels) * groups if groups > 1 else channels,
                 style=style,
                 spatial_bias=spatial_bias if sb_stages[i] else None,
                 with_cp=with_cp,
-                drop_path_rate=drop_path_rate,
+                drop_path_rates=list(itertools.islice(depth_rates, blocks[i])),
             )
             self.add_module(f'layer{i + 1}', stage)
             in_channels = channels * Bottleneck.expansion
@@ -186,7 +193,15 @@ class SBResNet(BaseModule):
         return channels
 
     def _make_stage(
-        self, in_channels: int, channels: int, *, stride: int, dilations: Sequence[int], plugins: list[list], **block
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        dilations: Sequence[int],
+        plugins: list[list[dict]],
+        drop_path_rates: list[float],
+        **block,
     ) -> Sequential:
         out_channels = channels * Bottleneck.expansion
         downsample = None
@@ -194,7 +209,7 @@ class SBResNet(BaseModule):
             pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)]
             conv_stride = 1 if self.avg_down else stride
             downsample = nn.Sequential(
-                *(pool if self.avg_down and stride > 1 else []),
+                *(pool if self.avg_down else []),
                 build_conv_layer(self.conv_cfg, in_channels, out_channels, 1, stride=conv_stride, bias=False),
                 build_norm_layer(self.norm_cfg, out_channels)[1],
             )
@@ -207,6 +222,7 @@ class SBResNet(BaseModule):
                 dilation=dilation,
                 downsample=downsample if j == 0 else None,
                 plugins=plugins[j],
+                drop_path_rate=drop_path_rates[j],
                 **block,
             )
             for j, dilation in enumerate(dilations)
@@ -235,14 +251,18 @@ class SBResNet(BaseModule):
             ValueError: if the checkpoint does not fit.
             FileNotFoundError: if it does not exist.
         """
-        first = not self.is_init
-        super().init_weights()
-        if not first:
+        if self.is_init:
             return
+        blocks = [module for module in self.modules() if isinstance(module, Bottleneck)]
+        # A layer in a slot without init_weights keeps the initial values that it was built with.
+        plugins = [layer for block in blocks for layer in block.plugins() if not hasattr(layer, 'init_weights')]
+        built = [copy.deepcopy(layer.state_dict()) for layer in plugins]
+        super().init_weights()
+        for layer, state in zip(plugins, built, strict=True):
+            layer.load_state_dict(state)
         if self.zero_init_residual:
-            for block in self.modules():
-                if isinstance(block, Bottleneck):
-                    constant_init(block.bn3, 0)
+            for block in blocks:
+                constant_init(block.bn3, 0)
         if self.checkpoint is not None:
             take_over(self, self.checkpoint)
 
@@ -314,18 +334,3 @@ class SBResNetCifar(SBResNet):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity()
         return channels
-
-
-def _plugins_of_block(plugins: Sequence[dict], stage: int, block: int, num_stages: int) -> list[dict]:
-    """Pick the plugins that one block has; stage and block are indices."""
-    chosen = []
-    for plugin in plugins:
-        check_keys('plugin', plugin, ('cfg', 'position', 'stages', 'blocks'))
-        stages = plugin.get('stages')
-        if stages is not None and len(stages) != num_stages:
-            raise ValueError(f'stages of a plugin must have {num_stages} entries, got {tuple(stages)}')
-        choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
-        blocks = plugin.get('blocks')
-        if (stages is None or stages[stage]) and (blocks is None or block in blocks):
-            chosen.append(plugin)
-    return chosen

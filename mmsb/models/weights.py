@@ -33,12 +33,12 @@ def load_state_dict(path: str) -> dict:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     elif not os.path.isfile(path):
         raise FileNotFoundError(f'checkpoint {path!r} does not exist')
-    elif path.endswith('.safetensors'):
-        from safetensors.torch import load_file
-
-        checkpoint = load_file(path)
     else:
-        checkpoint = _load_data_only(path)
+        try:
+            checkpoint = _load_data_only(path)
+        except Exception as error:  # a file that is no checkpoint raises anything
+            said = str(error.__context__ or error).strip() or type(error).__name__  # the cause, without torch's advice
+            raise ValueError(f'checkpoint {path!r} cannot be read as data: {said.splitlines()[0]}') from error
     for name in _CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
@@ -48,14 +48,14 @@ def load_state_dict(path: str) -> dict:
 
 
 def _load_data_only(path: str):
-    try:
-        if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5
-            return torch.load(path, map_location='cpu', weights_only=True)
-        with torch.serialization.safe_globals(_mmengine_globals()):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f'checkpoint {path!r} cannot be read as data: {reason}') from error
+    if path.endswith('.safetensors'):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5
+        return torch.load(path, map_location='cpu', weights_only=True)
+    with torch.serialization.safe_globals(_mmengine_globals()):
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _mmengine_globals() -> list:
@@ -129,9 +129,8 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
     ours = backbone.state_dict()
     for key, value in theirs.items():
         if key in ours and ours[key].shape != value.shape:
-            raise ValueError(
-                f'checkpoint {path!r} does not fit: {key} has shape {tuple(value.shape)}, needs {tuple(ours[key].shape)}'
-            )
+            shapes = f'{tuple(value.shape)}, needs {tuple(ours[key].shape)}'
+            raise ValueError(f'checkpoint {path!r} does not fit: {key} has shape {shapes}')
     unknown = [key for key in theirs if key not in ours]
     if unknown:
         raise ValueError(f'checkpoint {path!r} does not fit: the network has no {_names(unknown)}')

@@ -1,0 +1,44 @@
+"""Shared fixtures: the demo data, made once, and a way to run a tool as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.registry import DefaultScope
+
+from mmsb.datasets import digits
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def demo_data(tmp_path_factory) -> Path:
+    """Folder that has data/demo."""
+    folder = tmp_path_factory.mktemp('demo')
+    digits.write(folder / 'data/demo')
+    return folder
+
+
+def run(name: str, *args, cwd: Path, timeout_s: int = 300, **environment) -> subprocess.CompletedProcess:
+    """Run `tools/NAME` with arguments in a folder, as a user does."""
+    script = ROOT / 'tools' / name
+    command = ['bash', str(script)] if script.suffix == '.sh' else [sys.executable, str(script)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT), **environment}
+    arguments = [str(arg) for arg in args]
+    return subprocess.run([*command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.fixture(scope='session')
+def run_tool():
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _no_scope_left_behind():
+    """Keep a default scope that one test has set from the next test."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)

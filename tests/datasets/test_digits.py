@@ -1,0 +1,93 @@
+"""The embedded data: deterministic, whole or absent, and a task that a plain small ResNet cannot see."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmsb.datasets import digits
+from mmsb.models import SBResNetCifar
+
+
+def _scenes(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    drawn, _ = digits.load('val')
+    return [digits.cue_scene(rng, drawn) for _ in range(count)]
+
+
+def _is_patch(image: np.ndarray) -> np.ndarray:
+    return np.ptp(image.astype(int), axis=-1) > 85  # the rest of a scene is grey
+
+
+def test_splits_share_no_digit():
+    train, val = (digits.load(split)[0] for split in ('train', 'val'))
+    assert len(train) == 1437
+    assert len(val) == 360
+    seen = {image.tobytes() for image in train}
+    assert sum(image.tobytes() in seen for image in val) == 0
+
+
+def test_files_are_the_same_on_every_machine(demo_data, tmp_path):
+    digits.write(tmp_path)
+    for name, count in (('digits', 1797), ('digits-cue', 4800)):
+        paths = sorted((tmp_path / name).rglob('*.png'))
+        assert len(paths) == count
+        sums = [
+            hashlib.sha256(
+                b''.join(np.asarray(Image.open(folder / path.relative_to(tmp_path))).tobytes() for path in paths)
+            )
+            for folder in (tmp_path, demo_data / 'data/demo')
+        ]
+        assert sums[0].hexdigest() == sums[1].hexdigest()
+
+
+def test_mask_has_the_colour_of_the_patch_on_digit_pixels():
+    colours = np.array(list(digits.CUE_COLOURS.values()))
+    classes = set()
+    for image, mask in _scenes(40):
+        patch = image[_is_patch(image)].mean(0)
+        label = np.abs(colours - patch).sum(1).argmin()
+        assert set(np.unique(mask)) == {label, digits.IGNORE}
+        classes.add(label)
+    assert len(classes) == 4
+
+
+@pytest.mark.parametrize('spatial_bias', [None, {}])
+def test_only_spatial_bias_sees_the_patch_from_the_digits(spatial_bias):
+    torch.manual_seed(0)
+    net = SBResNetCifar(20, spatial_bias, zero_init_residual=False).double().eval()
+    for image, mask in _scenes(8):
+        x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double().requires_grad_()
+        out = torch.nn.functional.interpolate(net(x)[-1], mask.shape, mode='bilinear')
+        out.sum(1)[0][torch.from_numpy(mask != digits.IGNORE)].sum().backward()
+        reached = x.grad[0].abs().sum(0)[torch.from_numpy(_is_patch(image))]
+        assert len(reached) > 50
+        assert bool((reached > 0).all() if spatial_bias is not None else (reached == 0).all())
+
+
+def test_an_interrupted_write_leaves_no_set_behind(tmp_path, monkeypatch):
+    def fail(folder):
+        (folder / 'half').mkdir()
+        raise OSError('disk full')
+
+    monkeypatch.setitem(digits.WRITERS, 'digits-cue', fail)
+    with pytest.raises(OSError, match='disk full'):
+        digits.write(tmp_path)
+    assert (tmp_path / 'digits').is_dir()
+    assert not (tmp_path / 'digits-cue').exists()
+    monkeypatch.undo()
+    assert all(folder.is_dir() for folder in digits.write(tmp_path))
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    command = [sys.executable, '-m', 'mmsb.datasets.digits', str(tmp_path / 'file')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: cannot write the demo data')
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,417 @@
+"""SBResNet and SBResNetCifar against torchvision, mmpretrain and mmsegmentation, and what training asks of them."""
+
+import copy
+import functools
+import subprocess
+import sys
+
+import mmpretrain.models
+import mmseg.models
+import pytest
+import torch
+import torchvision
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmsb.models import SBResNet, SBResNetCifar
+
+GC = dict(type='ContextBlock', ratio=1 / 4)
+SIZES = [(2, 3, 64, 64), (1, 3, 33, 47), (3, 3, 71, 40)]
+
+
+def narrow(**options):
+    """A network with random weights and norms, wide enough for 32 groups."""
+    torch.manual_seed(0)
+    return scramble_norms(SBResNet(**{'base_channels': 16, **options}))
+
+
+def scramble_norms(net):
+    for norm in [m for m in net.modules() if isinstance(m, _BatchNorm)]:
+        for value in [*norm.parameters(), norm.running_mean, norm.running_var]:
+            nn.init.uniform_(value, 0.3, 1.2)
+    return net
+
+
+def image(*shape):
+    torch.manual_seed(1)
+    return torch.randn(shape or (2, 3, 64, 48))
+
+
+def shapes(net):
+    return {name: tuple(value.shape) for name, value in net.state_dict().items()}
+
+
+def same(outs, expected):
+    return len(outs) == len(expected) and all(map(torch.equal, outs, expected))
+
+
+# Against torchvision: name for name, bit for bit.
+
+
+@functools.cache
+def torchvision_pair(name):
+    torch.manual_seed(0)
+    theirs = scramble_norms(getattr(torchvision.models, name)())
+    del theirs.fc
+    groups = dict(groups=32, base_width=4) if 'resnext' in name else {}
+    ours = SBResNet(int(name.removeprefix('resnet').removeprefix('resnext').split('_')[0]), spatial_bias=None, **groups)
+    assert shapes(ours) == shapes(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('name', ['resnet50', 'resnet101', 'resnext50_32x4d'])
+def test_without_spatial_bias_it_is_torchvisions(name, size):
+    ours, theirs = map(copy.deepcopy, torchvision_pair(name))
+    for training in (False, True):
+        ours.train(training), theirs.train(training)
+        x = image(*size)
+        with torch.no_grad():
+            outs = ours(x)
+            x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+            expected = [x := getattr(theirs, f'layer{i}')(x) for i in (1, 2, 3, 4)]
+        assert same(outs, expected)
+    assert same(list(ours.state_dict().values()), list(theirs.state_dict().values()))
+
+
+def test_shared_weights_keep_torchvisions_names_and_shapes_beside_spatial_bias():
+    with torch.device('meta'):
+        ours, theirs = shapes(SBResNet()), shapes(torchvision.models.resnet50())
+    new = ours.keys() - theirs.keys()
+    assert theirs.keys() - ours.keys() == {'fc.weight', 'fc.bias'}
+    assert all(ours[key] == theirs[key] for key in ours.keys() - new)
+    assert {key.split('.')[2] for key in new} == {'spatial_bias', 'bias_norm', 'bias_conv'}
+    assert {key.split('.')[0] for key in new} == {'layer1', 'layer2', 'layer3'}
+
+
+# Against the OpenMMLab libraries: the same arguments mean the same.
+
+
+@pytest.mark.parametrize(('library', 'name', 'options'), [
+    (mmpretrain, 'ResNet', dict()),
+    (mmpretrain, 'ResNeXt', dict(groups=32, base_width=4)),
+    (mmseg, 'ResNetV1c', dict(deep_stem=True)),
+    (mmseg, 'ResNetV1d', dict(deep_stem=True, avg_down=True)),
+])  # fmt: skip
+def test_variants_have_the_libraries_names_and_shapes(library, name, options):
+    extra = dict(groups=32) if name == 'ResNeXt' else {}
+    theirs = getattr(library.models, name)(depth=50, **extra)
+    assert shapes(SBResNet(spatial_bias=None, **options)) == shapes(theirs)
+
+
+def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convolution of the stem
+    ours, theirs = SBResNet(spatial_bias=None, deep_stem=True, avg_down=True), mmpretrain.models.ResNetV1d(depth=50)
+    assert list(shapes(ours).values()) == list(shapes(theirs).values())
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+        dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), contract_dilation=True),
+        dict(dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1), multi_grid=(1, 2, 4)),
+        dict(dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1), multi_grid=(1, 2, 4), contract_dilation=True),
+        dict(style='caffe', norm_eval=True),
+        dict(style='caffe', num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
+        dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)),
+        dict(out_indices=(1, 3)),
+        dict(frozen_stages=0),
+        dict(frozen_stages=2, norm_eval=True),
+        dict(frozen_stages=4),
+        dict(deep_stem=True),
+        dict(deep_stem=True, avg_down=True, frozen_stages=1),
+        dict(in_channels=5, stem_channels=24),
+        dict(norm_cfg=dict(type='BN', requires_grad=False)),
+        dict(plugins=[dict(cfg=GC, stages=(False, True, True, False), position='after_conv3')]),
+    ],
+)
+def test_arguments_mean_what_they_mean_in_mmsegmentation(options):
+    ours = narrow(spatial_bias=None, **options).train()
+    theirs = mmseg.models.ResNet(
+        50, **{'base_channels': 16, 'stem_channels': 16, 'out_indices': ours.out_indices, **options}
+    )
+    assert [value.shape for value in theirs.state_dict().values()] == [
+        value.shape for value in ours.state_dict().values()
+    ]
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    theirs.train()
+    x = image(2, options.get('in_channels', 3), 65, 90)
+    assert [p.requires_grad for p in ours.parameters()] == [p.requires_grad for p in theirs.parameters()]
+    with torch.no_grad():
+        assert same(ours(x), theirs(x))
+        ours.eval(), theirs.eval()
+        assert same(ours(x), theirs(x))
+    assert same(list(ours.state_dict().values()), list(theirs.state_dict().values()))  # the same norms took statistics
+
+
+def test_drop_path_rate_means_what_it_means_in_mmpretrain():
+    rates = [
+        [getattr(block.drop_path, 'drop_prob', 0) for block in net.modules() if hasattr(block, 'drop_path')]
+        for net in (SBResNet(drop_path_rate=0.2), mmpretrain.models.ResNet(50, drop_path_rate=0.2))
+    ]
+    assert rates[0] == pytest.approx(rates[1])
+
+
+# Any size, any batch, any precision.
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 33, 47), (2, 3, 32, 32), (1, 3, 64, 200), (5, 3, 37, 90)])
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(spatial_bias=dict(position='conv1', fusion='add')),
+    dict(deep_stem=True, avg_down=True),
+])  # fmt: skip
+def test_any_batch_and_size_trains(options, shape):
+    outs = narrow(**options).train()(image(*shape))
+    sizes = [[-(-side // 2 ** (i + 2)) for side in shape[2:]] for i in range(4)]
+    assert [list(out.shape) for out in outs] == [[shape[0], 64 * 2**i, *size] for i, size in enumerate(sizes)]
+    assert all(out.isfinite().all() for out in outs)
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 1, 1), (1, 3, 7, 300), (2, 3, 10, 10)])
+def test_any_size_is_evaluated(shape):
+    assert all(out.isfinite().all() for out in narrow().eval()(image(*shape)))
+    assert all(out.isfinite().all() for out in SBResNetCifar(11).eval()(image(*shape)))
+
+
+def test_cifar_network_keeps_the_size_in_its_stem():
+    outs = SBResNetCifar(20).train()(image(1, 3, 32, 27))
+    assert [tuple(out.shape) for out in outs] == [(1, 64, 32, 27), (1, 128, 16, 14), (1, 256, 8, 7)]
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('bias', [dict(), dict(fusion='add'), dict(position='conv1', pool='max')])
+def test_autocast_is_close_to_full_precision(bias, dtype):
+    net, x = narrow(spatial_bias=bias).eval(), image()
+    with torch.no_grad():
+        expected = net(x)
+        with torch.autocast('cpu', dtype):
+            outs = net(x)
+    for out, wanted in zip(outs, expected, strict=True):
+        assert out.isfinite().all()
+        assert (out - wanted).norm() < 0.02 * wanted.norm()
+    with torch.autocast('cpu', dtype):
+        net.train()(x)[-1].float().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in net.parameters())
+
+
+@pytest.mark.parametrize('bias', [dict(), dict(position='conv1'), dict(fusion='add', pool='max')])
+def test_channels_last_changes_nothing(bias):
+    net, x = narrow(spatial_bias=bias).eval(), image(2, 3, 65, 47)
+    with torch.no_grad():
+        expected = net(x)
+        outs = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(outs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('net', 'backend'), [
+    (SBResNetCifar(11), 'inductor'),
+    (SBResNet(base_channels=16), 'aot_eager'),  # inductor takes a minute here and finds no other graph
+])  # fmt: skip
+def test_compiles_to_one_graph(net, backend):
+    scramble_norms(net).eval()
+    with torch.no_grad():
+        outs = torch.compile(net, fullgraph=True, backend=backend)(image(2, 3, 32, 32))
+        torch.testing.assert_close(outs, net(image(2, 3, 32, 32)), rtol=1e-4, atol=1e-4)
+
+
+def test_sync_bn_evaluates_as_bn():
+    sync, plain = narrow(norm_cfg=dict(type='SyncBN', requires_grad=True)).eval(), narrow().eval()
+    norms = [m for m in sync.modules() if isinstance(m, _BatchNorm)]
+    assert len(norms) > 53
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    plain.load_state_dict(sync.state_dict())
+    with torch.no_grad():
+        assert same(sync(image()), plain(image()))
+
+
+# Sizes, gradients, state.
+
+# number, inputs and C of the blocks with bias of ResNet-50
+BLOCKS_50 = [(1, 64, 64), (2, 256, 64), (1, 256, 128), (3, 512, 128), (1, 512, 256), (5, 1024, 256)]
+
+
+def new_parameters(*, num_maps=3, pool_size=10, kernel_size=3, position='conv2', fusion='concat', mix=True):
+    total = 0
+    for number, inputs, channels in BLOCKS_50:
+        reduced = num_maps + kernel_size - 1 if mix else num_maps
+        total += number * reduced * ((inputs if position == 'conv1' else channels) + 2)
+        total += number * (pool_size**4 * kernel_size + pool_size**2) * mix
+        if fusion == 'concat':
+            total += number * num_maps * (2 + (9 * channels if position == 'conv1' else 4 * channels))
+    return total
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(num_maps=1),
+        dict(num_maps=6, pool_size=6),
+        dict(kernel_size=1),
+        dict(position='conv1'),
+        dict(position='conv1', num_maps=2, fusion='add'),
+        dict(fusion='add'),
+        dict(mix=False),
+    ],
+)
+def test_parameter_counts_follow_the_table_of_the_operator(options):
+    with torch.device('meta'):
+        biased, plain = (SBResNet(spatial_bias=bias).parameters() for bias in (options, None))
+    assert sum(p.numel() for p in biased) - sum(p.numel() for p in plain) == new_parameters(**options)
+
+
+@pytest.mark.parametrize(
+    ('make', 'classes', 'millions'),  # to the digit that the paper prints, tables 1 and 3 to 8
+    [
+        (lambda: SBResNet(spatial_bias=None), 1000, '25.56'),
+        (lambda: SBResNet(), 1000, '25.99'),
+        (lambda: SBResNet(sb_stages=(False, True, True, False)), 1000, '25.89'),
+        (lambda: SBResNet(spatial_bias=dict(num_maps=2), sb_stages=(False, True, True, False)), 1000, '25.88'),
+        (lambda: SBResNet(spatial_bias=dict(num_maps=4), sb_stages=(False, True, True, False)), 1000, '25.90'),
+        (lambda: SBResNetCifar(38, spatial_bias=None), 100, '0.43'),
+        (lambda: SBResNetCifar(38), 100, '0.46'),
+        (lambda: SBResNetCifar(38, sb_stages=(True, True, True)), 100, '0.48'),
+        (lambda: SBResNetCifar(65, sb_stages=(True, False, False)), 100, '0.74'),
+        (lambda: SBResNetCifar(65, spatial_bias=dict(pool_size=10)), 100, '1.13'),
+        (lambda: SBResNetCifar(65, spatial_bias=dict(fusion='add')), 100, '0.76'),
+        (lambda: SBResNetCifar(65, spatial_bias=dict(pool='max')), 100, '0.77'),
+        (lambda: SBResNetCifar(65, spatial_bias=dict(mix=False)), 100, '0.71'),
+        (lambda: SBResNetCifar(110), 100, '1.28'),
+        (lambda: SBResNetCifar(110, sb_stages=(True, True, True)), 100, '1.34'),
+    ],
+)
+def test_parameter_counts_are_the_papers(make, classes, millions):
+    with torch.device('meta'):
+        net = make()
+    features = 2048 if classes == 1000 else 256
+    count = sum(p.numel() for p in net.parameters()) + (features + 1) * classes
+    assert f'{count / 1e6:.2f}' == millions
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(spatial_bias=None),
+        dict(spatial_bias=dict(position='conv1', num_maps=1)),
+        dict(spatial_bias=dict(fusion='add', pool='max')),
+        dict(spatial_bias=dict(mix=False), with_cp=True),
+        dict(sb_stages=(True,) * 4, style='caffe', groups=32, base_width=4),
+        dict(deep_stem=True, avg_down=True, norm_cfg=dict(type='GN', num_groups=1)),
+        dict(plugins=[dict(cfg=GC, position='after_conv2'), dict(cfg=dict(type='NonLocal2d'), position='after_block')]),
+    ],
+)
+def test_backward_reaches_every_parameter(options):
+    net = narrow(zero_init_residual=False, **options).train()
+    for parameter in net.parameters():
+        if not parameter.any():  # a zero in a product would stop the gradient of the other factor
+            nn.init.normal_(parameter, std=0.1)
+    sum((out * torch.rand_like(out)).mean() for out in net(image())).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize('zero_init_residual', [True, False])
+def test_residual_branches_start_at_zero_where_asked(zero_init_residual):
+    net = SBResNetCifar(11, zero_init_residual=zero_init_residual)
+    net.init_weights()
+    assert {bool(block.bn3.weight.any()) for block in net.modules() if hasattr(block, 'bn3')} == {
+        not zero_init_residual
+    }
+    assert all(block.bias_conv.weight.any() for block in net.modules() if hasattr(block, 'bias_conv'))
+
+
+@pytest.mark.parametrize('make', [narrow, functools.partial(SBResNetCifar, 20)])
+def test_state_dict_round_trip(make):
+    net = make()
+    net.train()(image())
+    other = make(zero_init_residual=False)
+    other.load_state_dict(net.state_dict())
+    assert same(net.eval()(image()), other.eval()(image()))
+
+
+# Configs: found from each library, mistakes named, nothing mutated.
+
+MISTAKES = [
+    (dict(depth=49), ['depth', '49', '50', '101', '152']),
+    (dict(depth='50'), ['depth', "'50'"]),
+    (dict(num_stages=5), ['num_stages', '5', '4']),
+    (dict(num_stages=0), ['num_stages', '0']),
+    (dict(strides=(1, 2, 2)), ['strides', '4', '(1, 2, 2)']),
+    (dict(dilations=(1, 1, 1, 1, 1)), ['dilations', '4']),
+    (dict(sb_stages=(True, True)), ['sb_stages', '4', '(True, True)']),
+    (dict(num_stages=3, sb_stages=(True,) * 4, strides=(1, 2, 2), dilations=(1, 1, 1)), ['sb_stages', '3']),
+    (dict(multi_grid=(1, 2)), ['multi_grid', '3', '(1, 2)']),
+    (dict(out_indices=(0, 4)), ['out_indices', '4', '3']),
+    (dict(out_indices=(-1,)), ['out_indices', '-1']),
+    (dict(frozen_stages=5), ['frozen_stages', '5', '4']),
+    (dict(style='torch'), ['style', "'torch'", 'pytorch', 'caffe']),
+    (dict(spatail_bias=None), ['SBResNet', 'spatail_bias', "mean 'spatial_bias'", 'sb_stages', 'norm_cfg']),
+    (dict(spatial_bias=dict(pool_sise=6)), ['spatial_bias', 'pool_sise', "mean 'pool_size'", 'num_maps', 'mix']),
+    (dict(spatial_bias=dict(position='conv3')), ['position', "'conv3'", 'conv1', 'conv2']),
+    (dict(spatial_bias=dict(fusion='cat')), ['fusion', "'cat'", 'concat', 'add']),
+    (dict(spatial_bias=dict(num_maps=0)), ['num_maps', '0']),
+    (dict(plugins=[dict(cfg=GC, position='after_conv3', stage=(True,) * 4)]), ['plugin', 'stage', "mean 'stages'"]),
+    (dict(plugins=[dict(cfg=GC, position='after_conv3', stages=(True,))]), ['stages', '4', '(True,)']),
+    (dict(plugins=[dict(cfg=GC, position='before_conv3')]), ['position', "'before_conv3'", 'after_block']),
+]
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+@pytest.mark.parametrize(('options', 'named'), MISTAKES)
+def test_mistakes_are_named_from_every_library(options, named, scope):
+    with DefaultScope.overwrite_default_scope(scope), pytest.raises(ValueError) as error:
+        MODELS.build(dict(type='mmsb.SBResNet', **options))
+    assert all(word in str(error.value) for word in named), error.value
+
+
+@pytest.mark.parametrize(
+    ('options', 'named'),
+    [
+        (dict(depth=50), ['depth', '50', '9n + 2']),
+        (dict(depth=2), ['depth', '2', '9n + 2']),
+        (dict(deep_stem=True), ['deep_stem', 'False']),
+        (dict(bias=dict()), ['SBResNetCifar', 'bias', 'spatial_bias', 'sb_stages', 'base_channels']),
+        (dict(sb_stages=(True,) * 4), ['sb_stages', '3']),
+        (dict(out_indices=(3,)), ['out_indices', '3']),
+    ],
+)
+def test_mistakes_of_the_cifar_network_are_named(options, named):
+    with pytest.raises(ValueError) as error:
+        MODELS.build(dict(type='mmsb.SBResNetCifar', **options))
+    assert all(word in str(error.value) for word in named), error.value
+
+
+def test_found_from_every_library_without_custom_imports():
+    script = """
+import sys
+from mmengine.registry import MODELS, init_default_scope
+for scope in ('mmpretrain', 'mmdet', 'mmseg'):
+    init_default_scope(scope)
+    for name in ('SBResNet', 'SBResNetCifar', 'SpatialBias'):
+        cfg = dict(type='mmsb.' + name) | (dict(in_channels=8) if name == 'SpatialBias' else {})
+        assert type(MODELS.build(cfg)).__name__ == name
+assert 'mmsb.models' in sys.modules
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize('cls', [SBResNet, SBResNetCifar])
+def test_configs_that_are_handed_in_stay_as_they_are(cls, tmp_path):
+    torch.save(cls(spatial_bias=None, base_channels=8).state_dict(), tmp_path / 'plain.pth')
+    cfg = dict(
+        spatial_bias=dict(num_maps=2, position='conv1', fusion='concat'),
+        plugins=[dict(cfg=dict(GC, postfix='_x'), position='after_conv2', blocks=[0])],
+        base_channels=8,
+        conv_cfg=dict(type='Conv2d'),
+        norm_cfg=dict(type='BN', requires_grad=True),
+        init_cfg=[dict(type='Pretrained', checkpoint=str(tmp_path / 'plain.pth'))],
+    )
+    before = copy.deepcopy(cfg)
+    first, second = cls(**cfg), cls(**cfg)
+    first.init_weights()
+    assert cfg == before
+    assert shapes(first) == shapes(second)

@@ -1,0 +1,427 @@
+"""Warm start: what a checkpoint gives, what learns from there, what is frozen, and files that are refused."""
+
+import os
+
+import mmpretrain.models
+import mmpretrain.registry
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from mmengine.logging import HistoryBuffer, MessageHub
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmsb.models import Bottleneck, SBResNet
+
+NEW = ('spatial_bias', 'bias_norm', 'bias_conv')
+BIASES = [
+    dict(),
+    dict(position='conv1', num_maps=2),
+    dict(mix=False),
+    dict(fusion='add'),
+    dict(fusion='add', pool='max'),
+]
+
+
+def scramble_norms(net):
+    for norm in [m for m in net.modules() if isinstance(m, _BatchNorm)]:
+        for value in [*norm.parameters(), norm.running_mean, norm.running_var]:
+            nn.init.uniform_(value, 0.3, 1.2)
+    return net
+
+
+def plain_network():
+    """mmpretrain's ResNet-50, narrow, as if it had been trained."""
+    torch.manual_seed(0)
+    return scramble_norms(mmpretrain.models.ResNet(50, base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3)))
+
+
+def start(checkpoint, *, prefix=None, **options):
+    torch.manual_seed(1)
+    init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint)) | (dict(prefix=prefix) if prefix else {})
+    net = SBResNet(**{'base_channels': 8, 'init_cfg': init_cfg, **options})
+    net.init_weights()
+    return net
+
+
+def image():
+    torch.manual_seed(2)
+    return torch.randn(2, 3, 65, 47)
+
+
+def outputs(net, training=False):
+    net.train(training)
+    with torch.no_grad():
+        return net(image())
+
+
+def step(net):
+    net.train()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, weight_decay=1e-4)
+    sum((out * torch.rand_like(out)).mean() for out in net(image())).backward()
+    optimizer.step()
+
+
+def is_new(name):
+    return any(part in NEW for part in name.split('.'))
+
+
+def snapshot(net):
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def changed(net, before):
+    return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    path = tmp_path_factory.mktemp('plain') / 'resnet50.pth'
+    torch.save(plain_network().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp('trained') / 'sb_resnet50.pth'
+    torch.manual_seed(3)
+    torch.save(scramble_norms(SBResNet(base_channels=8)).state_dict(), path)
+    return path
+
+
+# Where weights come from: each function writes those of `state` as that source does.
+
+HEAD = {'fc.weight': torch.ones(10, 256), 'fc.bias': torch.zeros(10)}
+
+
+def torchvision_file(state, folder):
+    torch.save(state | HEAD, folder / 'resnet50-0676ba61.pth')
+
+
+def old_torchvision_file(state, folder):
+    kept = {key: value for key, value in state.items() if not key.endswith('num_batches_tracked')}
+    torch.save(kept | HEAD, folder / 'resnet50-19c8e357.pth', _use_new_zipfile_serialization=False)
+
+
+def timm_file(state, folder):
+    safetensors.torch.save_file(state | HEAD, folder / 'model.safetensors')
+
+
+def timm_training_file(state, folder):
+    torch.save(dict(epoch=7, arch='resnet50', state_dict=state | HEAD, metric=76.1), folder / 'model_best.pth.tar')
+
+
+def mm_file(state, folder):
+    hub = MessageHub.get_instance('test_weights')
+    for i in range(3):
+        hub.update_scalars({'train/lr': 0.1, 'train/loss': torch.tensor(1.5 / (i + 1)), 'train/n': 4})
+    hub.update_info_dict(dict(epoch=1, iter=3, max_epochs=100, loop_stage='train', cfg='model = dict()'))
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    backbone = {f'backbone.{key}': value for key, value in state.items()}
+    content = dict(
+        meta=dict(epoch=1, iter=3, seed=0, cfg='model = dict()', dataset_meta=dict(classes=('cat', 'dog'))),
+        state_dict=backbone | {'head.fc.weight': HEAD['fc.weight'], 'neck.conv1.weight': torch.ones(2)},
+        message_hub=hub.state_dict(),
+        optimizer=optimizer.state_dict(),
+        param_schedulers=[schedule.state_dict()],
+    )
+    assert isinstance(content['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
+    torch.save(content, folder / 'epoch_1.pth')
+
+
+def data_parallel_file(state, folder):
+    torch.save({f'module.{key}': value for key, value in (state | HEAD).items()}, folder / 'latest.pt')
+
+
+def half_file(state, folder):
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()}, folder / 'x'
+    )
+
+
+SOURCES = [
+    torchvision_file,
+    old_torchvision_file,
+    timm_file,
+    timm_training_file,
+    mm_file,
+    data_parallel_file,
+    half_file,
+]
+
+
+@pytest.mark.parametrize('fusion', ['concat', 'add'])
+@pytest.mark.parametrize('write', SOURCES)
+def test_starts_as_the_plain_network_of_any_source(write, fusion, tmp_path):
+    theirs = plain_network()
+    write(theirs.state_dict(), tmp_path)
+    if write is half_file:
+        theirs.half().float()
+    ours = start(*tmp_path.iterdir(), spatial_bias=dict(fusion=fusion))
+    assert all(
+        value.dtype == theirs.state_dict()[key].dtype for key, value in ours.state_dict().items() if not is_new(key)
+    )
+    torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('bias', [*BIASES[:2], *BIASES[3:]])
+def test_starts_as_the_plain_network_with_any_bias(plain, bias, training):
+    ours = outputs(start(plain, spatial_bias=bias), training)
+    torch.testing.assert_close(ours, outputs(plain_network(), training), rtol=1e-5, atol=1e-5)
+
+
+def test_starts_as_torchvisions_resnet50_in_full_width(tmp_path):
+    torch.manual_seed(0)
+    theirs = scramble_norms(torchvision.models.resnet50()).eval()
+    torch.save(theirs.state_dict(), tmp_path / 'resnet50.pth')
+    ours = start(tmp_path / 'resnet50.pth', base_channels=64)
+    pooled = outputs(ours)[-1].mean((2, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.fc(pooled), theirs(image()), rtol=1e-4, atol=1e-4)
+
+
+def test_pretrained_is_short_for_init_cfg(plain):
+    net = start(plain, init_cfg=None, pretrained=str(plain))
+    torch.testing.assert_close(outputs(net), outputs(plain_network()), rtol=1e-5, atol=1e-5)
+
+
+def test_prefix_names_the_part_of_a_whole_model(plain, tmp_path):
+    state = torch.load(plain)
+    torch.save({f'teacher.{key}': value for key, value in state.items()} | HEAD, tmp_path / 'whole.pth')
+    for prefix in ('teacher', 'teacher.'):
+        net = start(tmp_path / 'whole.pth', prefix=prefix)
+        assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+
+
+def test_fewer_stages_take_the_weights_that_they_have(plain):
+    net = start(plain, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))
+    torch.testing.assert_close(outputs(net), outputs(plain_network())[:3], rtol=1e-5, atol=1e-5)
+
+
+def test_warm_start_inside_a_classifier_of_mmpretrain(plain):
+    backbone = dict(type='mmsb.SBResNet', base_channels=8, init_cfg=dict(type='Pretrained', checkpoint=str(plain)))
+    head = dict(type='LinearClsHead', num_classes=10, in_channels=256)
+    cfg = dict(type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'), head=head)
+    model = mmpretrain.registry.MODELS.build(cfg)
+    model.init_weights()
+    torch.testing.assert_close(outputs(model.backbone), outputs(plain_network()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained', None])
+def test_init_weights_twice_changes_nothing(source, request):
+    net = start(request.getfixturevalue(source)) if source else start('', init_cfg=None)
+    scramble_norms(net)
+    before = snapshot(net)
+    net.init_weights()
+    assert changed(net, before) == set()
+
+
+def test_from_scratch_the_bias_has_a_say():
+    net = start('', init_cfg=None, zero_init_residual=False)
+    assert all(block.bias_conv.weight.any() for block in net.modules() if hasattr(block, 'bias_conv'))
+
+
+# What learns.
+
+
+@pytest.mark.parametrize('bias', [*BIASES[:2], *BIASES[3:]])
+def test_a_silent_bias_learns(plain, bias):
+    net = start(plain, spatial_bias=bias)
+    blocks = [block for block in net.modules() if isinstance(block, Bottleneck) and block.bias_modules()]
+    silent = [block.spatial_bias.mix if bias.get('fusion') == 'add' else block.bias_conv for block in blocks]
+    assert len(blocks) == 13
+    assert not any(layer.weight.any() for layer in silent)
+    step(net)
+    assert all(layer.weight.any() for layer in silent)
+    with_bias = outputs(net)
+    for block in blocks:
+        block.silence_bias()
+    assert not any(map(torch.allclose, with_bias, outputs(net)))
+
+
+def test_a_bias_that_could_never_learn_is_refused(plain):
+    with pytest.raises(ValueError, match=r"fusion='add' with mix=False"):
+        start(plain, spatial_bias=dict(fusion='add', mix=False))
+
+
+def test_frozen_stages_spare_an_untrained_bias(plain):
+    net = start(plain, frozen_stages=1, norm_eval=True)
+    before = snapshot(net)
+    step(net)
+    frozen = {name: p for name, p in net.named_parameters() if name.startswith(('conv1', 'bn1', 'layer1.'))}
+    assert {name for name, p in frozen.items() if p.requires_grad} == {name for name in frozen if is_new(name)}
+    after = changed(net, before)
+    assert {name for name in after if name.startswith(('conv1', 'bn1', 'layer1.')) and not is_new(name)} == set()
+    statistics = {name for name in before if name.endswith(('running_mean', 'running_var', 'num_batches_tracked'))}
+    assert {name for name in statistics if is_new(name)} == after & statistics
+    assert {name for name in after if name.startswith('layer1.')} >= {f'layer1.{i}.bias_conv.weight' for i in range(3)}
+
+    step(net)  # the gradient reaches the operator only through a bias_conv that is no longer zero
+    assert {name for name in frozen if is_new(name)} <= changed(net, before)
+
+
+def test_frozen_stages_freeze_a_trained_bias(trained):
+    net = start(trained, frozen_stages=1, norm_eval=True)
+    before = snapshot(net)
+    step(net)
+    assert not any(p.requires_grad for p in net.layer1.parameters())
+    assert not any(module.training for module in net.layer1.modules())
+    assert not any(module.training for module in net.modules() if isinstance(module, _BatchNorm))
+    after = changed(net, before)
+    assert not any(name.startswith(('conv1', 'bn1', 'layer1.')) for name in after)
+    assert any(name.startswith('layer2.0.bias_conv') for name in after)
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained'])
+@pytest.mark.parametrize('options', [dict(), dict(frozen_stages=1, norm_eval=True)])
+def test_eval_is_for_all(source, options, request):
+    net = start(request.getfixturevalue(source), **options)
+    assert net.train() is net
+    assert net.training
+    assert net.eval() is net
+    assert not any(module.training for module in net.modules())
+    before = snapshot(net)
+    outputs(net)
+    assert changed(net, before) == set()
+
+
+def test_a_checkpoint_of_an_sb_resnet_comes_back_whole(trained):
+    state, net = torch.load(trained), start(trained)
+    assert state.keys() == net.state_dict().keys()
+    assert changed(net, state) == set()
+
+
+# What is refused.
+
+
+class Call:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+    def __call__(self):
+        raise AssertionError('only here so that a call can be the function of another')
+
+
+def narrower(state):
+    return mmpretrain.models.ResNet(50, base_channels=4, stem_channels=4).state_dict()
+
+
+def deeper(state):
+    return mmpretrain.models.ResNet(101, base_channels=8, stem_channels=8).state_dict()
+
+
+@pytest.mark.parametrize(
+    ('content', 'options', 'named'),
+    [
+        (deeper, dict(), ['layer3.6.conv1.weight', 'has no']),
+        (lambda state: state, dict(depth=101), ['layer3.6.conv1.weight', 'has no']),
+        (narrower, dict(), ['conv1.weight', '(4, 3, 7, 7)', '(8, 3, 7, 7)']),
+        (lambda state: state, dict(in_channels=1), ['conv1.weight', '(8, 3, 7, 7)', '(8, 1, 7, 7)']),
+        (lambda state: state, dict(deep_stem=True), ['conv1.weight']),
+        (lambda state: {'layer1.0.conv4.weight': torch.ones(1), **state}, dict(), ['layer1.0.conv4.weight']),
+        (lambda state: {k: v for k, v in state.items() if k != 'bn1.bias'}, dict(), ['bn1.bias']),
+        (lambda state: {}, dict(), ['state dict']),
+        (lambda state: dict(state_dict={}), dict(), ['state dict']),
+        (lambda state: [1, 2], dict(), ['state dict']),
+        (lambda state: HEAD, dict(), ['ResNet weights', 'conv1.weight']),
+        (lambda state: {'backbone.blocks.0.qkv.weight': torch.ones(1)}, dict(), ['ResNet weights', 'backbone']),
+        (lambda state: state, dict(prefix='teacher'), ['ResNet weights', "'teacher"]),
+        (
+            lambda state: dict(state_dict=state, run=Call(os.system, 'true')),
+            dict(),
+            ['cannot be read as data', 'system'],
+        ),
+        (lambda state: dict(state_dict=state, run=Call(getattr, HistoryBuffer, '__init__')), dict(), ['__init__']),
+        (lambda state: dict(state_dict=state, run=Call(getattr, torch.Tensor, 'map_')), dict(), ['map_']),
+        (lambda state: dict(state_dict=state, run=Call(eval, '1')), dict(), ['eval']),
+    ],
+)
+def test_contents_that_do_not_fit_are_named_in_one_line(content, options, named, plain, tmp_path):
+    path = tmp_path / 'checkpoint.pth'
+    torch.save(content(torch.load(plain)), path)
+    with pytest.raises(ValueError) as error:
+        start(path, **options)
+    assert all(word in str(error.value) for word in (str(path), *named)), error.value
+    assert '\n' not in str(error.value)
+
+
+def test_a_trained_bias_does_not_fit_a_plain_network(trained):
+    with pytest.raises(ValueError, match=r'layer1\.0\.(spatial_bias|bias_)'):
+        start(trained, spatial_bias=None)
+
+
+def test_a_trained_bias_of_another_size_does_not_fit(trained):
+    with pytest.raises(ValueError, match=r'layer1\.0\.\S+ has shape .* needs'):
+        start(trained, spatial_bias=dict(num_maps=2))
+
+
+@pytest.mark.parametrize('name', ['missing.pth', 'missing.safetensors', 'folder/', ''])
+def test_a_missing_file_is_named(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        start(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('write', [torchvision_file, old_torchvision_file, timm_file])
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_named_in_one_line(write, share, tmp_path):
+    write(plain_network().state_dict(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError) as error:
+        start(path)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'version https://git-lfs.github.com/spec/v1\noid sha256:0676ba61\nsize 102530333\n',
+        '<!DOCTYPE html>\n<html>404: not found</html>\n',
+        '{"error": "rate limit"}\n',
+        'a text file\n',
+        'Not found\n',
+        '\n\n',
+    ],
+)
+def test_a_text_file_is_named_in_one_line(text, suffix, tmp_path):
+    path = tmp_path / f'resnet50.{suffix}'
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        start(path)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'attack',
+    [
+        lambda marker: Call(os.system, f'touch {marker}'),
+        lambda marker: Call(exec, f'open({marker!r}, "w")'),
+        lambda marker: Call(open, marker, 'w'),
+        lambda marker: Call(Call(getattr, Call(__import__, 'os'), 'mkdir'), marker),
+    ],
+)
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_runs_no_code(attack, zipped, plain, tmp_path):
+    marker, path = tmp_path / 'marker', tmp_path / 'checkpoint.pth'
+    content = dict(state_dict=torch.load(plain), run=attack(str(marker)))
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match='cannot be read as data'):
+        start(path)
+    assert not marker.exists()

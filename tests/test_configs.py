@@ -1,0 +1,103 @@
+"""Every shipped config: parses, says what differs in a few lines, builds, and trains one step on tiny inputs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import PixelData
+
+from mmsb.analysis import zoo
+from mmsb.engine.launcher import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = json.loads((ROOT / 'tests/golden/complexity.json').read_text())
+CONFIGS = sorted(
+    str(path.relative_to(zoo.CONFIGS)) for path in zoo.CONFIGS.glob('*/*.py') if path.parent.name != '_base_'
+)
+FIXED_NAMES = [
+    *(f'cifar100/{sb}resnet{depth}_b64-300e_cifar100.py' for sb in ('', 'sb-') for depth in (38, 65, 110)),
+    *(f'imagenet/{name}_b256-100e_in1k.py' for name in ('resnet50', 'sb-resnet50', 'sb-resnet101')),
+    *(f'imagenet/{sb}resnet50_b512-rsb-100e_in1k.py' for sb in ('', 'sb-')),
+]
+
+
+def test_fixed_names_are_there():
+    assert set(FIXED_NAMES) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith('demo/')])
+def test_config_is_a_short_diff(name):
+    lines = (zoo.CONFIGS / name).read_text().splitlines()
+    assert lines[0].startswith('#')
+    assert any(name in line for line in lines[:4]), 'the header shows the command'
+    body = [line for line in lines if line and not line.startswith('#')]
+    assert len(body) <= 15
+
+
+def _tiny_batch(cfg: Config) -> dict:
+    images = [torch.from_numpy(np.random.default_rng(i).integers(0, 255, (3, 64, 64), np.uint8)) for i in range(2)]
+    if cfg.default_scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+
+        samples = []
+        for image in images:
+            sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 4, (1, 64, 64))))
+            sample.set_metainfo(dict(img_shape=image.shape[1:], ori_shape=image.shape[1:]))
+            samples.append(sample)
+    else:
+        from mmpretrain.structures import DataSample
+
+        samples = [DataSample().set_gt_label(label) for label in (1, 3)]
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_trains_a_step(name):
+    cfg = zoo.load(name)
+    if name.startswith('demo/') and cfg.default_scope == 'mmseg':
+        pytest.importorskip('mmseg')
+    model = build_model(cfg)
+    model.init_weights()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    losses = model.train().train_step(_tiny_batch(cfg), optim_wrapper)
+    assert torch.isfinite(losses['loss'])
+    after = dict(model.named_parameters())
+    assert not torch.equal(before['backbone.conv1.weight'], after['backbone.conv1.weight'])
+    if 'sb-' in name:
+        key = 'backbone.layer1.0.bias_conv.weight'
+        assert not torch.equal(before[key], after[key])
+
+
+@pytest.mark.parametrize('name', zoo.shipped())
+def test_counts_are_the_golden_ones(name):
+    assert asdict(zoo.measure(zoo.load(name))) == GOLDEN[name]
+
+
+def test_golden_file_has_no_stale_entry():
+    assert set(GOLDEN) == set(zoo.shipped())
+
+
+PAPER_ROWS = [row for row in zoo.paper_rows() if row['config']]
+
+
+@pytest.mark.parametrize('row', PAPER_ROWS, ids=lambda row: f'{row["table"]}-{row["system"]}-{row["setting"]}')
+def test_counts_are_the_papers(row):
+    shape = zoo.CIFAR_SHAPE if row['config'].startswith('cifar100/') else (3, 224, 224)
+    counts = zoo.measure(zoo.load(row['config'], row['backbone_options']), shape)
+    assert f'{counts.params / 1e6:.2f}' == row['params_m']
+    if row['mflops']:
+        tolerance = 0.005 if row['table'] == '1' else 0.01
+        assert counts.ops / 1e6 == pytest.approx(float(row['mflops']), rel=tolerance)
+
+
+def test_every_row_of_the_tables_of_spatial_bias_is_there():
+    covered = {(row['table'], row['system'], row['setting']) for row in PAPER_ROWS}
+    wanted = [row for row in zoo.paper_rows() if row['table'] in '134567']
+    assert len(wanted) == 28
+    assert {(row['table'], row['system'], row['setting']) for row in wanted} <= covered

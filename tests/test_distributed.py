@@ -1,0 +1,108 @@
+"""Two processes that talk through gloo train as one process with the same global batch does."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+CONFIG = """
+_base_ = '{digits}'
+custom_imports = dict(imports=['rank_losses'])
+custom_hooks = [dict(type='RankLosses')]
+model = dict(backbone=dict(norm_eval=True))  # batch statistics are per process: they would differ
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.05, momentum=0.9))
+param_scheduler = None
+train_cfg = dict(max_epochs=2)
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=48))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=48))
+"""
+HOOK = """
+import json
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class RankLosses(Hook):
+    def before_train(self, runner):
+        self.losses = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(float(outputs['loss']))
+
+    def after_train(self, runner):
+        with open(f'{runner.work_dir}/losses{get_rank()}.json', 'w') as file:
+            json.dump(self.losses, file)
+"""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def folder(demo_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('distributed')
+    (folder / 'data').symlink_to(demo_data / 'data')
+    (folder / 'rank_losses.py').write_text(HOOK)
+    digits = ROOT / 'configs/demo/sb-resnet11_b64-10e_digits.py'
+    (folder / 'config.py').write_text(CONFIG.format(digits=digits))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def environment(folder) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return dict(PYTHONPATH=f'{ROOT}:{folder}', PORT=str(free.getsockname()[1]))
+
+
+@pytest.fixture(scope='module')
+def work_dirs(folder, environment, run_tool) -> dict[int, Path]:
+    """Work dirs of the same training with one process and with two."""
+    runs = {
+        1: ('train.py', 'config.py', '--cfg-options', 'train_dataloader.batch_size=16'),
+        2: ('dist_train.sh', 'config.py', 2, '--cfg-options', 'train_dataloader.batch_size=8'),
+    }
+    for count, (tool, *args) in runs.items():
+        done = run_tool(tool, *args, f'work_dir={folder / str(count)}', cwd=folder, **environment)
+        assert done.returncode == 0, done.stderr
+    return {count: folder / str(count) for count in runs}
+
+
+def test_losses_are_those_of_one_process(work_dirs):
+    one = json.loads((work_dirs[1] / 'losses0.json').read_text())
+    two = [json.loads((work_dirs[2] / f'losses{rank}.json').read_text()) for rank in (0, 1)]
+    assert len(one) == 6
+    assert two[0] != two[1]
+    mean = (torch.tensor(two[0]) + torch.tensor(two[1])) / 2
+    torch.testing.assert_close(mean, torch.tensor(one), rtol=1e-4, atol=1e-5)
+    assert one[-1] < one[0]
+
+
+def test_weights_are_those_of_one_process(work_dirs):
+    one, two = (
+        torch.load(work_dirs[count] / 'epoch_2.pth', map_location='cpu', weights_only=False)['state_dict']
+        for count in (1, 2)
+    )
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_testing_with_two_processes_gives_the_same_accuracy(work_dirs, folder, environment, run_tool):
+    figures = []
+    for tool, extra in (('test.py', ()), ('dist_test.sh', (2,))):
+        work_dir = folder / f'test-{tool}'
+        options = ('--cfg-options', f'work_dir={work_dir}', 'test_dataloader.batch_size=8')
+        done = run_tool(tool, 'config.py', work_dirs[1] / 'epoch_2.pth', *extra, *options, cwd=folder, **environment)
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(next(work_dir.glob('*/*.json')).read_text().splitlines()[-1])['accuracy/top1'])
+    assert figures[0] == figures[1]
+
+
+def test_a_mistake_is_said_once_and_both_processes_stop(folder, environment, run_tool):
+    done = run_tool(
+        'dist_train.sh', 'config.py', 2, '--cfg-options', 'model.backbone.depth=12', cwd=folder, **environment
+    )
+    assert done.returncode == 1
+    assert done.stderr.count('depth must be 9n + 2') == 1

@@ -1,0 +1,178 @@
+"""The tools as a user runs them: what they write, and what they say to bad input."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / 'configs/demo/sb-resnet11_b64-10e_digits.py'
+CUE = ROOT / 'configs/demo/sb-resnet20_b16-250i_digits-cue.py'
+SHORT = ('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=32', 'train_dataloader.batch_size=16')
+IN_PROCESS = ('train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+              'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False')  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def trained(demo_data, tmp_path_factory, run_tool) -> Path:
+    """Work dir of a short training, started from its folder by relative paths."""
+    work_dir = tmp_path_factory.mktemp('trained') / 'run'
+    done = run_tool('train.py', DIGITS, '--work-dir', work_dir, '--seed', 7, '--tensorboard', '--cfg-options',
+               *SHORT, *IN_PROCESS, cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return work_dir
+
+
+def _dumped(work_dir: Path) -> Config:
+    return Config.fromfile(work_dir / DIGITS.name)
+
+
+def test_training_writes_what_a_user_expects(trained):
+    assert (trained / 'epoch_1.pth').is_file()
+    assert list(trained.glob('*/vis_data/events.out.tfevents.*'))
+    scalars = [json.loads(line) for line in next(trained.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    assert 'accuracy/top1' in scalars[-1]
+
+
+def test_all_that_runs_is_in_the_dumped_config(trained):
+    cfg = _dumped(trained)
+    assert cfg.randomness.seed == 7
+    assert dict(type='mmsb.ProgressHook') in cfg.custom_hooks
+    assert cfg.train_dataloader.collate_fn.type == 'default_collate'
+    assert cfg.train_cfg.max_epochs == 1
+    assert cfg.visualizer.vis_backends[-1].type == 'TensorboardVisBackend'
+
+
+def test_dumped_config_trains_to_the_same_weights(trained, demo_data, tmp_path, run_tool):
+    done = run_tool('train.py', trained / DIGITS.name, '--work-dir', tmp_path / 'again', cwd=demo_data)
+    assert done.returncode == 0, done.stderr
+    first, again = (
+        torch.load(folder / 'epoch_1.pth', map_location='cpu', weights_only=False)['state_dict']
+        for folder in (trained, tmp_path / 'again')
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_testing_gives_the_accuracy_of_the_validation(trained, demo_data, tmp_path, run_tool):
+    done = run_tool('test.py', DIGITS, trained / 'epoch_1.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
+                    '--cfg-options', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
+                    cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'out.pkl').is_file()
+    scalars = [json.loads(line) for line in next(trained.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    tested = json.loads(next(tmp_path.glob('*/*.json')).read_text().splitlines()[-1])
+    assert tested['accuracy/top1'] == scalars[-1]['accuracy/top1']
+
+
+@pytest.mark.parametrize('how', ['auto', 'path'])
+def test_resume_goes_on_where_it_stopped(trained, demo_data, tmp_path, run_tool, how):
+    work_dir = tmp_path / 'run'
+    work_dir.mkdir()
+    os.link(trained / 'epoch_1.pth', work_dir / 'epoch_1.pth')
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
+    flag = ('--resume',) if how == 'auto' else ('--resume', work_dir / 'epoch_1.pth')
+    done = run_tool('train.py', DIGITS, '--work-dir', work_dir, *flag, '--cfg-options', *SHORT, *IN_PROCESS,
+                    'train_cfg.max_epochs=2', cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (work_dir / 'epoch_2.pth').is_file()
+    steps = [
+        json.loads(line)['step'] for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    ]
+    assert min(steps) > 1
+
+
+def test_options_are_stronger_than_flags_and_flags_than_the_config(trained, demo_data, tmp_path, run_tool):
+    done = run_tool('train.py', DIGITS, '--work-dir', tmp_path / 'run', '--seed', 7, '--cfg-options', *SHORT,
+                    *IN_PROCESS, 'randomness.seed=9', cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert _dumped(tmp_path / 'run').randomness.seed == 9
+
+
+WARM_START = ('model.backbone.init_cfg.type=Pretrained',)
+BAD_INPUT = {
+    'config that does not exist': (['nothing.py'], "'nothing.py' does not exist"),
+    'config that is none': ([ROOT / 'README.md'], 'is not a config'),
+    'misspelt key of the network': ([DIGITS, '--cfg-options', 'model.backbone.dpeth=20'], "did you mean 'depth'?"),
+    'misspelt key of the bias': (
+        [DIGITS, '--cfg-options', 'model.backbone.spatial_bias.pol=max'],
+        "spatial_bias has no option 'pol' (did you mean 'pool'?)",
+    ),
+    'misspelt section': ([DIGITS, '--cfg-options', 'optim_wraper.optimizer.lr=1'], "did you mean 'optim_wrapper'?"),
+    'unknown depth': ([DIGITS, '--cfg-options', 'model.backbone.depth=50'], 'depth must be 9n + 2'),
+    'stages of wrong length': (
+        [DIGITS, '--cfg-options', 'model.backbone.sb_stages=(True,False)'],
+        'sb_stages must have one entry for each of the 3 stages, got (True, False)',
+    ),
+    'dataset that is not there': (
+        [DIGITS, '--cfg-options', 'train_dataloader.dataset.data_root=nowhere'],
+        "dataset folder 'nowhere' of train_dataloader does not exist",
+    ),
+    'demo data not made yet': (
+        [DIGITS, '--cfg-options', 'train_dataloader.dataset.data_root=data/demo/other'],
+        'python -m mmsb.datasets.digits',
+    ),
+    'resume from nothing': ([DIGITS, '--resume', 'nothing.pth'], "checkpoint 'nothing.pth' does not exist"),
+    'warm start from nothing': (
+        [DIGITS, '--cfg-options', *WARM_START, 'model.backbone.init_cfg.checkpoint=nothing.pth'],
+        "checkpoint 'nothing.pth' does not exist",
+    ),
+    'mixed precision without a GPU': ([DIGITS, '--amp'], '--amp needs a GPU'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('args', 'says'), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line_and_writes_nothing(args, says, demo_data, tmp_path, run_tool):
+    work_dir = tmp_path / 'run'
+    done = run_tool('train.py', args[0], '--work-dir', work_dir, *args[1:], cwd=demo_data, PYTHONWARNINGS='ignore')
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert 'Traceback' not in done.stderr
+    assert not work_dir.exists()
+
+
+def test_checkpoint_that_fits_nothing(demo_data, tmp_path, run_tool):
+    torch.save(dict(state_dict=dict(weight=torch.ones(2))), tmp_path / 'other.pth')
+    checkpoint = f'model.backbone.init_cfg.checkpoint={tmp_path / "other.pth"}'
+    options = ('--cfg-options', *WARM_START, checkpoint)
+    done = run_tool('train.py', DIGITS, '--work-dir', tmp_path / 'run', *options, cwd=demo_data)
+    assert done.returncode == 1
+    assert 'has no ResNet weights' in done.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_missing_library_is_named(demo_data, tmp_path, run_tool):
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import importlib.util as u\nfind = u.find_spec\n'
+        "u.find_spec = lambda name, *rest: None if name == 'mmseg' else find(name, *rest)\n"
+    )
+    done = run_tool('train.py', CUE, cwd=demo_data, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 1
+    assert 'error: this config needs mmseg, which is not installed: install onedl-mmsegmentation' in done.stderr
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+def test_scripts_say_which_arguments_they_need(script, tmp_path, run_tool):
+    done = run_tool(script, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: ')
+    assert 'CONFIG' in done.stderr
+
+
+def test_number_of_gpus_is_checked(tmp_path, run_tool):
+    done = run_tool('dist_train.sh', DIGITS, 'two', cwd=tmp_path)
+    assert done.returncode == 1
+    assert "NUM_GPUS must be a number of at least 1, got 'two'" in done.stderr
+
+
+def test_complexity_needs_something_to_count(tmp_path, run_tool):
+    done = run_tool('analysis/complexity.py', cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'name a config' in done.stderr
+    done = run_tool('analysis/complexity.py', 'nothing.py', cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: config 'nothing.py' does not exist" in done.stderr

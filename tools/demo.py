@@ -1,0 +1,154 @@
+"""The demo: what spatial bias does that a plain ResNet can't, on this machine, in minutes.
+
+Trains both networks on the long-range cue through tools/train.py, prints a table, and draws learning curves and
+predictions into work_dirs/demo.
+
+    python tools/demo.py
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from mmsb.datasets import digits
+from mmsb.engine.launcher import build_model, run_tool
+from mmsb.models.weights import load_state_dict
+
+mpl.use('Agg')
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = Path('work_dirs/demo')
+NETWORKS = {
+    'ResNet-20': 'resnet20_b16-250i_digits-cue',
+    'SB-ResNet-20': 'sb-resnet20_b16-250i_digits-cue',
+}
+CHANCE = 100 / len(digits.CUE_COLOURS)
+
+
+def train(name: str, config: Path, work_dir: Path) -> float:
+    """Train through the launcher, showing each validation; returns the wall time in seconds."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir)]
+    environment = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
+    start = time.perf_counter()
+    log_path = work_dir / 'console.log'
+    with (
+        log_path.open('w') as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+    ):
+        for line in process.stdout:
+            log.write(line)
+            if train := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\].*eta: ([\d:]+)', line):
+                show(f'  {name}: step {train[1]} of {train[2]}, {train[3]} left', passing=True)
+            elif accuracy := re.search(r'Iter\(val\).*aAcc: ([\d.]+)', line):
+                show(f'  {name}: pixel accuracy {float(accuracy[1]):5.1f} %')
+    if process.returncode:
+        last = log_path.read_text().strip().splitlines()[-1].removeprefix('error: ')
+        raise RuntimeError(f'training of {name} failed: {last} (log: {log_path})')
+    return time.perf_counter() - start
+
+
+def show(line: str, passing: bool = False) -> None:
+    """Print a line; one in passing is shown on a terminal only, until the next."""
+    if not passing:
+        print(f'\r{line:<60}')
+    elif sys.stdout.isatty():
+        print(f'\r{line:<60}', end='', flush=True)
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    path = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def curve(work_dir: Path) -> tuple[list[int], list[float]]:
+    """Read the steps and pixel accuracies (%) of the validations."""
+    points = [(entry['step'], entry['aAcc']) for entry in scalars(work_dir) if 'aAcc' in entry]
+    return [step for step, _ in points], [accuracy for _, accuracy in points]
+
+
+def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout='constrained')
+    for (name, (steps, accuracies)), colour in zip(curves.items(), ('tab:gray', 'tab:red'), strict=True):
+        axes.plot(steps, accuracies, marker='o', markersize=3, label=name, color=colour)
+    axes.axhline(CHANCE, linestyle=':', color='black', label='chance')
+    axes.set(xlabel='training step (16 images each)', ylabel='pixel accuracy on validation scenes (%)', ylim=(0, 103))
+    axes.set_title('Long-range cue: what decides the class lies outside the receptive field')
+    axes.legend(loc='center right')
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def predict(config: Config, checkpoint: Path, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Predict the class of every pixel of RGB images (64, 64, 3)."""
+    model = build_model(config).eval()
+    model.load_state_dict(load_state_dict(str(checkpoint)))
+    batch = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]  # as OpenCV reads: BGR
+    data = model.data_preprocessor(dict(inputs=batch), training=False)
+    logits = model.encode_decode(data['inputs'], [dict(img_shape=image.shape[:2]) for image in images])
+    return list(logits.argmax(1).numpy())
+
+
+def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: list, path: Path) -> None:
+    """Draw scenes, and below them the digits in the colours of their true and predicted classes."""
+    palette = np.array(list(digits.CUE_COLOURS.values()), np.uint8)
+    figure, axes = plt.subplots(
+        len(rows) + 1, len(images), figsize=(1.5 * len(images) + 1.2, 1.5 * (len(rows) + 1)), layout='constrained'
+    )
+    for column, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        axes[0, column].imshow(image)
+        for row, maps in enumerate(rows.values(), start=1):
+            canvas = (image * 0.35).astype(np.uint8)
+            on_digit = mask != digits.IGNORE
+            canvas[on_digit] = palette[maps[column][on_digit]]
+            axes[row, column].imshow(canvas)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, name in zip(axes[:, 0], ['scene', *rows], strict=True):
+        axis.set_ylabel(name)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        raise ValueError(f'the demo takes no arguments, got {" ".join(sys.argv[1:])!r}')
+    digits.write('data/demo')
+    OUT.mkdir(parents=True, exist_ok=True)
+    paths = sorted(Path('data/demo/digits-cue/images/val').glob('*.png'))[:8]
+    images = [np.asarray(Image.open(path)) for path in paths]
+    masks = [np.asarray(Image.open(str(path).replace('images', 'masks'))) for path in paths]
+    table, curves, pictures = [], {}, {'truth': masks}
+    print('training two networks on 2,000 scenes; logs in', OUT)
+    for name, stem in NETWORKS.items():
+        config_path, work_dir = ROOT / f'configs/demo/{stem}.py', OUT / stem
+        seconds = train(name, config_path, work_dir)
+        config = Config.fromfile(config_path)
+        params = sum(parameter.numel() for parameter in build_model(config).parameters())
+        curves[name] = curve(work_dir)
+        checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
+        pictures[name] = predict(config, checkpoint, images)
+        table.append(f'{name:<14}{curves[name][1][-1]:>14.1f} %{params:>12,}{seconds:>9.0f} s')
+    plot_curves(curves, OUT / 'learning_curve.png')
+    draw_predictions(pictures, images, masks, OUT / 'predictions.png')
+    print(f'\n{"network":<14}{"pixel accuracy":>16}{"parameters":>12}{"time":>11}')
+    print('\n'.join(table))
+    print(f'\nchance is {CHANCE:.0f} %; pictures: {OUT}/learning_curve.png, {OUT}/predictions.png')
+
+
+if __name__ == '__main__':
+    run_tool(main)

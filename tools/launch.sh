@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# torchrun for dist_train.sh and dist_test.sh: TOOL N, then the tool's N positional arguments, NUM_GPUS, and the rest.
+set -euo pipefail
+tool=$1 count=$2
+shift 2
+if [ $# -le "$count" ]; then
+    echo "error: $((count + 1)) arguments needed, got $#: CONFIG $([ "$count" = 2 ] && echo 'CHECKPOINT ')NUM_GPUS" >&2
+    exit 1
+fi
+positional=("${@:1:count}")
+shift "$count"
+gpus=$1
+shift
+if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NUM_GPUS must be a number of at least 1, got '$gpus'" >&2
+    exit 1
+fi
+here=$(cd "$(dirname "$0")" && pwd)
+export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$gpus" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    "$here/$tool" "${positional[@]}" --launcher pytorch "$@"
