@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Compiled wheels outlive the checkout: the ops of mmcv take about 15 minutes on 2 cores.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmsb/wheels
 
-.PHONY: demo test test-stock lint format golden bench chaos clean
+.PHONY: demo ops test test-stock lint format golden
 .DELETE_ON_ERROR:
 
 # The light stack: classification, segmentation and the demo. mmcv without compiled ops, hence --no-cache-dir:
@@ -27,3 +27,39 @@ $(VENV)/full: $(VENV)/light requirements/dev.txt tools/build_ops_wheel.sh
 	wheel=$$(PYTHON=$(BIN)/python WHEELS='$(WHEELS)' tools/build_ops_wheel.sh) && \
 		$(PIP) install --quiet --no-deps --force-reinstall "$$wheel"
 	@touch $@
+
+# What spatial bias does that a plain ResNet can't: trains both, prints a table, draws into work_dirs/demo.
+demo: $(VENV)/light
+	$(BIN)/python tools/demo.py
+
+ops: $(VENV)/full
+
+test: $(VENV)/full
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+# A stock OpenMMLab installation: nothing of OneDL's, nothing compiled, so neither mmdet nor mmseg.
+STOCK := .venv-stock
+
+$(STOCK)/stock: requirements/stock.txt setup.py
+	$(PYTHON) -m venv $(STOCK)
+	@echo "installing stock PyTorch 2.1, mmengine, mmcv-lite, mmpretrain (about two minutes)"
+	$(STOCK)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/stock.txt
+	$(STOCK)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-stock: $(STOCK)/stock
+	$(STOCK)/bin/python -m pytest tests -m 'not ops'
+
+lint: $(VENV)/full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell $$(git ls-files)
+	$(BIN)/shellcheck tools/*.sh .ci/run
+
+format: $(VENV)/full
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Count all shipped models anew; the difference is for a human to judge.
+golden: $(VENV)/full
+	$(BIN)/python tools/analysis/complexity.py --all --json tests/golden/complexity.json

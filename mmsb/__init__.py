@@ -8,8 +8,8 @@ import importlib.util
 _missing = [name for name in ('torch', 'mmengine', 'mmcv') if importlib.util.find_spec(name) is None]
 if _missing:
     raise ImportError(
-        f'mmsb needs {" and ".join(_missing)}, which is not installed: run `mim install mmsb-resnet` or '
-        '`pip install -r requirements/mminstall.txt` (the stock mmengine and mmcv work as well)'
+        f'mmsb needs {" and ".join(_missing)}, which is not installed: run `pip install "mmsb[mminstall]"`, '
+        'in a checkout `pip install -r requirements/mminstall.txt` (the stock packages work as well)'
     )
 
 from .version import __version__  # noqa: E402

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 
 from mmsb.datasets import digits
 
 ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # the tensors are tiny; the test processes share the cores
 
 
 @pytest.fixture(scope='session')

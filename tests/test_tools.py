@@ -145,6 +145,19 @@ def test_checkpoint_that_fits_nothing(demo_data, tmp_path, run_tool):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_failure_of_the_run_is_one_line_and_its_traceback_in_the_log(demo_data, tmp_path, run_tool, workers):
+    wrong = ('train_dataloader.dataset.pipeline.0.color_type=nonsense', f'train_dataloader.num_workers={workers}')
+    options = (*SHORT, *IN_PROCESS, *wrong)
+    done = run_tool('train.py', DIGITS, '--work-dir', tmp_path / 'run', '--cfg-options', *options, cwd=demo_data)
+    assert done.returncode == 1
+    line = next(line for line in done.stderr.splitlines() if line.startswith('error: '))
+    log = next((tmp_path / 'run').glob('*/*.log'))
+    assert 'nonsense' in line
+    assert str(log) in line
+    assert 'Traceback (most recent call last)' in log.read_text()
+
+
 def test_missing_library_is_named(demo_data, tmp_path, run_tool):
     (tmp_path / 'sitecustomize.py').write_text(
         'import importlib.util as u\nfind = u.find_spec\n'

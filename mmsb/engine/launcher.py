@@ -6,6 +6,7 @@ Nothing is added that the dumped config does not show. Order: config < flags < `
 import argparse
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -191,18 +193,36 @@ def build_runner(cfg: Config) -> Runner:
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; a failure is one line on stderr and exit code 1.
 
-    The traceback is kept: with `MMSB_TRACEBACK=1` in the environment it is printed.
+    The traceback is kept in the run's log; with `MMSB_TRACEBACK=1` in the environment it is printed.
     """
     try:
         main()
     except Exception as error:  # the last stop of the process: nothing is hidden, it is said in one line
         if os.environ.get('MMSB_TRACEBACK'):
             traceback.print_exc()
+        log = _log_traceback()
         if os.environ.get('RANK', '0') == '0':
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            line = ' '.join(str(text).split()) or type(error).__name__
-            print(f'error: {line}', file=sys.stderr)
+            print(f'error: {_one_line(error)}' + (f' (traceback in {log})' if log else ''), file=sys.stderr)
         sys.exit(1)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if text.startswith('Caught ') and 'Original Traceback' in text:  # from a worker of a dataloader
+        text = text.splitlines()[-1]
+    return ' '.join(text.split()) or type(error).__name__
+
+
+def _log_traceback() -> str | None:
+    """Write the current traceback into the log file of the run, if there is one yet, and return its path."""
+    if not MMLogger._instance_dict:
+        return None
+    for handler in MMLogger.get_current_instance().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.stream.write(traceback.format_exc())
+            handler.flush()
+            return handler.baseFilename
+    return None

@@ -42,8 +42,9 @@ class ProgressHook(Hook):
             self._bar = None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        loss = (outputs or {}).get('loss')
-        self._show('train', runner.iter + 1, runner.max_iters, '' if loss is None else f'loss {float(loss):.3f}')
+        if self._bar is not None:  # reading the loss waits for the GPU
+            loss = (outputs or {}).get('loss')
+            self._show('train', runner.iter + 1, runner.max_iters, '' if loss is None else f'loss {float(loss):.3f}')
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self._show('val', batch_idx + 1, len(runner.val_dataloader))

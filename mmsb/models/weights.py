@@ -3,6 +3,7 @@
 Names are torchvision's; timm's and the OpenMMLab libraries' are the same, the latter under the prefix `backbone.`.
 """
 
+import codecs
 import os
 import pickle
 import re
@@ -53,24 +54,44 @@ def _load_data_only(path: str):
 
         return load_file(path)
     if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=_DataPickle)
     with torch.serialization.safe_globals(_mmengine_globals()):
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _mmengine_globals() -> list:
     """List what mmengine's checkpoints hold beside tensors: its log history, which is NumPy arrays and four methods."""
-    core = getattr(np, '_core', None) or np.core
+    reconstruct = np.empty(0).__reduce__()[0]  # its module is numpy.core or numpy._core
     dtypes = [type(np.dtype(kind)) for kind in ('float32', 'float64', 'int64', 'uint32')]
     return [
         HistoryBuffer,
         (_history_method, 'builtins.getattr'),
-        core.multiarray._reconstruct,
-        (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        *((reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
         np.ndarray,
         np.dtype,
         *dtypes,
     ]
+
+
+class _DataPickle:
+    """Stands for the module pickle where torch (< 2.5) can't be told more data types: finds these and nothing else."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str):
+            known = {**torch._weights_only_unpickler._get_allowed_globals(), '_codecs.encode': codecs.encode}
+            for entry in _mmengine_globals():
+                value, full_name = (
+                    entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__name__}')
+                )
+                known[full_name] = value
+            full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+            if full_name not in known:
+                raise pickle.UnpicklingError(f'Unsupported class {full_name}')
+            return known[full_name]
+
+    @classmethod
+    def load(cls, file, **options):
+        return cls.Unpickler(file, **options).load()
 
 
 def _history_method(owner: type, name: str):

@@ -2,15 +2,16 @@
 
 import copy
 import functools
+import importlib
 import subprocess
 import sys
 
 import mmpretrain.models
-import mmseg.models
 import pytest
 import torch
 import torchvision
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import digit_version
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -61,6 +62,11 @@ def torchvision_pair(name):
     return ours, theirs
 
 
+NEEDS_HALF_AUTOCAST = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.3'), reason='float16 autocast on the CPU came with torch 2.3'
+)
+
+
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('name', ['resnet50', 'resnet101', 'resnext50_32x4d'])
 def test_without_spatial_bias_it_is_torchvisions(name, size):
@@ -90,14 +96,14 @@ def test_shared_weights_keep_torchvisions_names_and_shapes_beside_spatial_bias()
 
 
 @pytest.mark.parametrize(('library', 'name', 'options'), [
-    (mmpretrain, 'ResNet', dict()),
-    (mmpretrain, 'ResNeXt', dict(groups=32, base_width=4)),
-    (mmseg, 'ResNetV1c', dict(deep_stem=True)),
-    (mmseg, 'ResNetV1d', dict(deep_stem=True, avg_down=True)),
+    ('mmpretrain', 'ResNet', dict()),
+    ('mmpretrain', 'ResNeXt', dict(groups=32, base_width=4)),
+    pytest.param('mmseg', 'ResNetV1c', dict(deep_stem=True), marks=pytest.mark.ops),
+    pytest.param('mmseg', 'ResNetV1d', dict(deep_stem=True, avg_down=True), marks=pytest.mark.ops),
 ])  # fmt: skip
 def test_variants_have_the_libraries_names_and_shapes(library, name, options):
     extra = dict(groups=32) if name == 'ResNeXt' else {}
-    theirs = getattr(library.models, name)(depth=50, **extra)
+    theirs = getattr(importlib.import_module(f'{library}.models'), name)(depth=50, **extra)
     assert shapes(SBResNet(spatial_bias=None, **options)) == shapes(theirs)
 
 
@@ -106,6 +112,7 @@ def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convoluti
     assert list(shapes(ours).values()) == list(shapes(theirs).values())
 
 
+@pytest.mark.ops
 @pytest.mark.parametrize(
     'options',
     [
@@ -129,6 +136,8 @@ def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convoluti
     ],
 )
 def test_arguments_mean_what_they_mean_in_mmsegmentation(options):
+    import mmseg.models
+
     ours = narrow(spatial_bias=None, **options).train()
     theirs = mmseg.models.ResNet(
         50, **{'base_channels': 16, 'stem_channels': 16, 'out_indices': ours.out_indices, **options}
@@ -182,7 +191,7 @@ def test_cifar_network_keeps_the_size_in_its_stem():
     assert [tuple(out.shape) for out in outs] == [(1, 64, 32, 27), (1, 128, 16, 14), (1, 256, 8, 7)]
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=NEEDS_HALF_AUTOCAST)])
 @pytest.mark.parametrize('bias', [dict(), dict(fusion='add'), dict(position='conv1', pool='max')])
 def test_autocast_is_close_to_full_precision(bias, dtype):
     net, x = narrow(spatial_bias=bias).eval(), image()
@@ -311,7 +320,9 @@ def test_backward_reaches_every_parameter(options):
         if not parameter.any():  # a zero in a product would stop the gradient of the other factor
             nn.init.normal_(parameter, std=0.1)
     sum((out * torch.rand_like(out)).mean() for out in net(image())).backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    unreached = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # GC's mask goes through a softmax, which a common shift leaves as it is: the gradient of its bias is rounding
+    assert [name for name in unreached if not name.endswith('conv_mask.bias')] == []
 
 
 @pytest.mark.parametrize('zero_init_residual', [True, False])
