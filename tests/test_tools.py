@@ -145,6 +145,24 @@ def test_checkpoint_that_fits_nothing(demo_data, tmp_path, run_tool):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+    ('tool', 'flags', 'option', 'says'),
+    [
+        ('test.py', (), 'model.backbone.depth=20', 'does not fit: it has no backbone.layer1.1'),
+        ('test.py', (), 'model.backbone.spatial_bias=None', 'the network has no backbone.layer1.0.spatial_bias'),
+        ('train.py', ('--resume',), 'model.head.num_classes=9', 'head.fc.weight has shape (10, 256), needs (9, 256)'),
+    ],
+)
+def test_checkpoint_of_another_network_is_not_loaded_in_part(
+    trained, demo_data, tmp_path, run_tool, tool, flags, option, says
+):
+    args = (DIGITS, *flags, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'run', '--cfg-options', option)
+    done = run_tool(tool, *args, cwd=demo_data)
+    assert done.returncode == 1
+    assert says in done.stderr.splitlines()[-1]
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_failure_of_the_run_is_one_line_and_its_traceback_in_the_log(demo_data, tmp_path, run_tool, workers):
     wrong = ('train_dataloader.dataset.pipeline.0.color_type=nonsense', f'train_dataloader.num_workers={workers}')

@@ -23,7 +23,7 @@ from PIL import Image
 
 from mmsb.datasets import digits
 from mmsb.engine.launcher import build_model, run_tool
-from mmsb.models.weights import load_state_dict
+from mmsb.models.safe_load import load_state_dict
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
@@ -52,9 +52,10 @@ def train(name: str, config: Path, work_dir: Path) -> float:
         for line in process.stdout:
             log.write(line)
             if train := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\].*eta: ([\d:]+)', line):
-                show(f'  {name}: step {train[1]} of {train[2]}, {train[3]} left', passing=True)
+                step = f'step {train[1]} of {train[2]}'
+                show(f'  {name}: {step}, {train[3]} left', passing=True)
             elif accuracy := re.search(r'Iter\(val\).*aAcc: ([\d.]+)', line):
-                show(f'  {name}: pixel accuracy {float(accuracy[1]):5.1f} %')
+                show(f'  {name}: {step}, pixel accuracy {float(accuracy[1]):5.1f} %')
     if process.returncode:
         last = log_path.read_text().strip().splitlines()[-1].removeprefix('error: ')
         raise RuntimeError(f'training of {name} failed: {last} (log: {log_path})')
@@ -64,7 +65,7 @@ def train(name: str, config: Path, work_dir: Path) -> float:
 def show(line: str, passing: bool = False) -> None:
     """Print a line; one in passing is shown on a terminal only, until the next."""
     if not passing:
-        print(f'\r{line:<60}')
+        print(f'\r{line:<60}' if sys.stdout.isatty() else line, flush=True)
     elif sys.stdout.isatty():
         print(f'\r{line:<60}', end='', flush=True)
 

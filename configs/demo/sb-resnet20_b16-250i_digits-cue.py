@@ -49,6 +49,7 @@ model = dict(
     ),
     test_cfg=dict(mode='whole'),
 )  # fmt: skip
+default_hooks = dict(logger=dict(interval=5))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=250, val_interval=25)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=1e-4))
 param_scheduler = [

@@ -20,6 +20,8 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from mmsb.models.safe_load import load_state_dict
+from mmsb.models.weights import check_fit
 from mmsb.options import check_keys
 
 LIBRARIES = {
@@ -124,7 +126,7 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     Raises:
         ImportError: a library is missing.
         FileNotFoundError: a dataset or a checkpoint is missing.
-        ValueError, KeyError, TypeError: the model can't be built.
+        ValueError, KeyError, TypeError: the model can't be built, or the checkpoint is of another one.
     """
     scope = cfg.get('default_scope') or 'mmengine'
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
@@ -145,7 +147,21 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     for path in _checkpoints(cfg.to_dict()):
         if '://' not in path and not os.path.isfile(path):
             raise FileNotFoundError(f'checkpoint {path!r} does not exist')
-    build_model(cfg)
+    model = build_model(cfg)
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        _check_start(model, cfg.load_from, whole='train_dataloader' not in loaders or cfg.get('resume'))
+
+
+def _check_start(model: nn.Module, path: str, whole: bool) -> None:
+    """Check that a checkpoint is of this network: wholly to test or resume it, in some part to fine-tune it.
+
+    The libraries load what fits and warn of the rest: the figures of a test would be those of random weights.
+    """
+    ours, theirs = model.state_dict(), load_state_dict(path)
+    if whole:
+        check_fit(path, ours, theirs)
+    elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):
+        raise ValueError(f'checkpoint {path!r} does not fit: none of its {len(theirs)} weights is one of the network')
 
 
 def build_model(cfg: Config) -> nn.Module:
