@@ -6,6 +6,7 @@ torch's own reader of weights is told what mmengine's checkpoints hold beside te
 import codecs
 import os
 import pickle
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -62,13 +63,14 @@ def _load_data_only(path: str):
 
 
 def _mmengine_globals() -> list:
-    """List what mmengine's checkpoints hold beside tensors: NumPy values, the log history, and a scheduler's method."""
+    """List what mmengine's checkpoints hold beside tensors: NumPy values, counters, the log history, and a method."""
     functions = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # of numpy.core, or of numpy._core
     names = [f'numpy.{core}.multiarray.{f.__name__}' for core in ('core', '_core') for f in functions]
     return [
         *_METHODS,
         (_method_of_data, 'builtins.getattr'),
         *zip(functions * 2, names, strict=True),
+        Counter,
         np.ndarray,
         np.dtype,
         *(type(np.dtype(kind)) for kind in ('float32', 'float64', 'int64', 'uint32')),
