@@ -18,7 +18,7 @@ $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/ru
 	$(PIP) install --quiet -r requirements/torch.txt
 	@echo "installing mmengine, mmcv, mmdet, mmseg, mmpretrain (about half a minute)"
 	MMCV_WITH_OPS=0 $(PIP) install --quiet --no-cache-dir -r requirements/mminstall.txt -r requirements/runtime.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 # The full stack: mmcv with its ops (detection needs them) and the development tools.
@@ -44,7 +44,7 @@ $(STOCK)/stock: requirements/stock.txt setup.py
 	$(PYTHON) -m venv $(STOCK)
 	@echo "installing stock PyTorch 2.1, mmengine, mmcv-lite, mmpretrain (about two minutes)"
 	$(STOCK)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/stock.txt
-	$(STOCK)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	$(STOCK)/bin/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 test-stock: $(STOCK)/stock

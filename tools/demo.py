@@ -7,12 +7,14 @@ predictions into work_dirs/demo.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -87,7 +89,7 @@ def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) ->
         axes.plot(steps, accuracies, marker='o', markersize=3, label=name, color=colour)
     axes.axhline(CHANCE, linestyle=':', color='black', label='chance')
     axes.set(xlabel='training step (16 images each)', ylabel='pixel accuracy on validation scenes (%)', ylim=(0, 103))
-    axes.set_title('Long-range cue: what decides the class lies outside the receptive field')
+    axes.set_title('Long-range cue: farther away than the receptive field', fontsize='medium')
     axes.legend(loc='center right')
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -121,16 +123,18 @@ def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: lis
         axis.set(xticks=[], yticks=[])
     for axis, name in zip(axes[:, 0], ['scene', *rows], strict=True):
         axis.set_ylabel(name)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def main() -> None:
     if len(sys.argv) > 1:
         raise ValueError(f'the demo takes no arguments, got {" ".join(sys.argv[1:])!r}')
+    logging.disable(logging.WARNING)  # the libraries tell of ops that this task does not use
+    warnings.simplefilter('ignore')
     digits.write('data/demo')
     OUT.mkdir(parents=True, exist_ok=True)
-    paths = sorted(Path('data/demo/digits-cue/images/val').glob('*.png'))[:8]
+    paths = sorted(Path('data/demo/digits-cue/images/val').glob('*.png'))[:6]
     images = [np.asarray(Image.open(path)) for path in paths]
     masks = [np.asarray(Image.open(str(path).replace('images', 'masks'))) for path in paths]
     table, curves, pictures = [], {}, {'truth': masks}
