@@ -1,0 +1,4 @@
+# ResNet-50, Mask R-CNN, FPN, COCO 1x. Not in the paper.
+# bash tools/dist_train.sh configs/coco/mask-rcnn_r50_fpn_1x_coco.py 8     (8 x 2 images, lr 0.02)
+_base_ = 'mask-rcnn_sb-r50_fpn_1x_coco.py'
+model = dict(backbone=dict(spatial_bias=None))
