@@ -28,6 +28,8 @@ from mmengine.registry import HOOKS
 class RankLosses(Hook):
     def before_train(self, runner):
         self.losses = []
+        if runner.cfg.get('fail_on_rank') == get_rank():
+            raise RuntimeError('the disk of this process is broken')
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.losses.append(float(outputs['loss']))
@@ -106,3 +108,11 @@ def test_a_mistake_is_said_once_and_both_processes_stop(folder, environment, run
     )
     assert done.returncode == 1
     assert done.stderr.count('depth must be 9n + 2') == 1
+
+
+def test_a_failure_of_one_process_is_told(folder, environment, run_tool):
+    options = ('--cfg-options', 'custom_hooks.0.type=RankLosses', f'work_dir={folder / "failed"}')
+    (folder / 'failing.py').write_text("_base_ = 'config.py'\nfail_on_rank = 1\n")
+    done = run_tool('dist_train.sh', 'failing.py', 2, *options, cwd=folder, **environment)
+    assert done.returncode == 1
+    assert 'error (process 1): the disk of this process is broken' in done.stderr

@@ -114,6 +114,11 @@ BAD_INPUT = {
         [DIGITS, '--cfg-options', 'train_dataloader.dataset.data_root=data/demo/other'],
         'python -m mmsb.datasets.digits',
     ),
+    'syntax error': (['broken.py'], "config 'broken.py': "),
+    'base that is not there': (['orphan.py'], "config 'orphan.py': "),
+    'config without a network': (['empty.py'], "config 'empty.py' has no model"),
+    'folder as checkpoint': ([DIGITS, '--resume', '.'], "checkpoint '.' is a folder"),
+    'seed out of range': ([DIGITS, '--seed', '-1'], '--seed must be at least 0'),
     'resume from nothing': ([DIGITS, '--resume', 'nothing.pth'], "checkpoint 'nothing.pth' does not exist"),
     'warm start from nothing': (
         [DIGITS, '--cfg-options', *WARM_START, 'model.backbone.init_cfg.checkpoint=nothing.pth'],
@@ -126,6 +131,9 @@ BAD_INPUT = {
 @pytest.mark.parametrize(('args', 'says'), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_one_line_and_writes_nothing(args, says, demo_data, tmp_path, run_tool):
     work_dir = tmp_path / 'run'
+    (demo_data / 'broken.py').write_text('model = dict(')
+    (demo_data / 'orphan.py').write_text("_base_ = 'nowhere.py'")
+    (demo_data / 'empty.py').write_text('lr = 1')
     done = run_tool('train.py', args[0], '--work-dir', work_dir, *args[1:], cwd=demo_data, PYTHONWARNINGS='ignore')
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
@@ -133,6 +141,30 @@ def test_bad_input_is_one_line_and_writes_nothing(args, says, demo_data, tmp_pat
     assert says in lines[0]
     assert 'Traceback' not in done.stderr
     assert not work_dir.exists()
+
+
+@pytest.mark.parametrize('option', ['model.backbone', 'find_unused_parameters=True'])
+def test_options_are_pairs_and_may_be_any_that_the_runner_reads(option, demo_data, tmp_path, run_tool):
+    done = run_tool('train.py', DIGITS, '--work-dir', tmp_path / 'run', '--cfg-options', option,
+                    'model.backbone.depth=12', cwd=demo_data)  # fmt: skip
+    pair = '=' in option
+    assert done.returncode == (1 if pair else 2)
+    assert ('depth must be 9n + 2' if pair else "needs KEY=VALUE, got 'model.backbone'") in done.stderr
+
+
+def test_resume_without_a_checkpoint_starts_as_the_config_says(trained, demo_data, tmp_path, run_tool):
+    start = f'load_from={trained / "epoch_1.pth"}'
+    done = run_tool('train.py', DIGITS, '--work-dir', tmp_path / 'run', '--resume', '--tensorboard', '--cfg-options',
+                    *SHORT, *IN_PROCESS, start, cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert _dumped(tmp_path / 'run').load_from == str(trained / 'epoch_1.pth')
+
+
+def test_testing_needs_no_file_of_the_warm_start(trained, demo_data, tmp_path, run_tool):
+    options = (*WARM_START, 'model.backbone.init_cfg.checkpoint=gone.pth', 'test_dataloader.num_workers=0')
+    done = run_tool('test.py', DIGITS, trained / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options', *options,
+                    'test_dataloader.persistent_workers=False', cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_checkpoint_that_fits_nothing(demo_data, tmp_path, run_tool):

@@ -6,6 +6,7 @@ predictions into work_dirs/demo.
     python tools/demo.py
 """
 
+import argparse
 import json
 import logging
 import os
@@ -44,7 +45,7 @@ def train(name: str, config: Path, work_dir: Path) -> float:
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir)]
-    environment = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
+    environment = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
     start = time.perf_counter()
     log_path = work_dir / 'console.log'
     with (
@@ -53,9 +54,9 @@ def train(name: str, config: Path, work_dir: Path) -> float:
     ):
         for line in process.stdout:
             log.write(line)
-            if train := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\].*eta: ([\d:]+)', line):
-                step = f'step {train[1]} of {train[2]}'
-                show(f'  {name}: {step}, {train[3]} left', passing=True)
+            if trained := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\].*eta: ([\d:]+)', line):
+                step = f'step {trained[1]} of {trained[2]}'
+                show(f'  {name}: {step}, {trained[3]} left', passing=True)
             elif accuracy := re.search(r'Iter\(val\).*aAcc: ([\d.]+)', line):
                 show(f'  {name}: {step}, pixel accuracy {float(accuracy[1]):5.1f} %')
     if process.returncode:
@@ -128,8 +129,7 @@ def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: lis
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        raise ValueError(f'the demo takes no arguments, got {" ".join(sys.argv[1:])!r}')
+    argparse.ArgumentParser(description='Show what spatial bias does, in minutes; writes work_dirs/demo.').parse_args()
     logging.disable(logging.WARNING)  # the libraries tell of ops that this task does not use
     warnings.simplefilter('ignore')
     digits.write('data/demo')

@@ -1,6 +1,6 @@
 """Test a trained network by its config.
 
-python tools/test.py configs/demo/sb-resnet20_b16-2e_digits-cue.py work_dirs/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
 """
 
 from mmengine.config import Config

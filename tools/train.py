@@ -5,6 +5,7 @@ python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 
@@ -41,12 +42,17 @@ def main() -> None:
                 raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
             cfg.auto_scale_lr.enable = True
         if args.seed is not None:
+            if not 0 <= args.seed < 2**32:
+                raise ValueError(f'--seed must be at least 0 and below 2**32, got {args.seed}')
             cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
-        if args.resume:
+        if args.resume and args.resume != 'auto':
             cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
+            cfg.load_from = args.resume
 
     cfg = load_config(args, apply_flags)
+    if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir):  # else it starts as the config says
+        cfg.resume = True
+        cfg.load_from = None
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') else ('train_dataloader',)
     check_before_run(cfg, loaders)
     build_runner(cfg).train()

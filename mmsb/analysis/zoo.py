@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmsb.analysis.complexity import Complexity, count
-from mmsb.engine.launcher import build_model
+from mmsb.engine.launcher import build_model, read_config
 
 _ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_ROOT / '.mim' / 'configs', _ROOT.parent / 'configs') if path.is_dir())
@@ -37,10 +37,10 @@ def load(config: str | Path, backbone_options: str = '') -> Config:
     Raises:
         FileNotFoundError: if there is no such config.
     """
-    path = next((path for path in (CONFIGS / config, Path(config)) if path.is_file()), None)
+    path = next((path for path in (Path(config), CONFIGS / config) if path.is_file()), None)
     if path is None:
         raise FileNotFoundError(f'config {str(config)!r} does not exist')
-    cfg = Config.fromfile(path)
+    cfg = read_config(str(path))
     pairs = (pair.split('=', 1) for pair in backbone_options.split(';') if pair.strip())
     cfg.merge_from_dict({f'model.backbone.{key.strip()}': ast.literal_eval(value) for key, value in pairs})
     return cfg
@@ -62,5 +62,13 @@ def input_shape(cfg: Config) -> tuple[int, int, int]:
 
 
 def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexity:
-    """Count the network of a config; `shape` of one image, (channels, height, width), is the config's by default."""
+    """Count the network of a config; `shape` of one image, (channels, height, width), is the config's by default.
+
+    Raises:
+        ValueError: for a config of another library than MMPretrain, and for a height or width below 1.
+    """
+    if shape is not None and min(shape) < 1:
+        raise ValueError(f'the height and width of an image must be at least 1, got {shape[1:]}')
+    if cfg.get('default_scope') != 'mmpretrain':
+        raise ValueError(f'classification networks are counted, and {cfg.filename!r} is of {cfg.get("default_scope")}')
     return count(build_model(cfg), shape or input_shape(cfg))

@@ -102,13 +102,13 @@ def write(folder: str | Path) -> list[Path]:
     for name, writer in WRITERS.items():
         target = Path(folder) / name
         folders.append(target)
-        if target.is_dir():
+        if target.is_dir() and any(target.iterdir()):
             continue
         unfinished = target.with_name(f'.{name}.unfinished')
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         writer(unfinished)
-        unfinished.rename(target)
+        unfinished.replace(target)
     return folders
 
 

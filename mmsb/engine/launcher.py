@@ -17,11 +17,11 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from mmsb.models.safe_load import load_state_dict
-from mmsb.models.weights import check_fit
+from mmsb.models.safe_load import load_state_dict, local_path, require_file
+from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
 
 LIBRARIES = {
@@ -29,11 +29,31 @@ LIBRARIES = {
     'mmdet': 'onedl-mmdetection (or mmdet) and mmcv with its compiled ops',
     'mmseg': 'onedl-mmsegmentation (or mmsegmentation)',
 }
+RUNNER_READS = (  # from the config, beside its own arguments
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+)
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DATA_HELP = {
+    'data/coco': 'put COCO 2017 there: annotations/, train2017/, val2017/',
     'data/demo': 'make it with `python -m mmsb.datasets.digits`',
+    'data/ade': 'put ADEChallengeData2016 there: images/, annotations/',
     'data/cifar100': 'put cifar-100-python there; in an empty folder it is downloaded',
 }
+
+
+class _KeyValues(DictAction):
+    def __call__(self, parser, namespace, values, option_string=None):
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} needs KEY=VALUE, got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
@@ -46,7 +66,7 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_KeyValues,
         default={},
         metavar='KEY=VALUE',
         help='override any key of the config, e.g. model.backbone.depth=101; stronger than the flags',
@@ -70,19 +90,32 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
         raise FileNotFoundError(f'config {args.config!r} does not exist')
     if not args.config.endswith(('.py', '.json', '.yaml', '.yml')):
         raise ValueError(f'config {args.config!r} is not a config: .py, .json or .yaml')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.work_dir:
         cfg.work_dir = args.work_dir
     apply_flags(cfg)
     if args.tensorboard:
         _add_tensorboard(cfg)
-    _add_defaults(cfg)
-    known = set(cfg) | set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, *RUNNER_READS} - {'self', 'cfg'}
     check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted(known))
     cfg.merge_from_dict(args.cfg_options)
+    _add_defaults(cfg)
     if not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
+        raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file: name a folder')
+    return cfg
+
+
+def read_config(path: str) -> Config:
+    """Read a config file; a mistake in it is named with the file."""
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is Python code: anything can be wrong in it
+        raise ValueError(f'config {path!r}: {_one_line(error)}') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'config {path!r} has no model: model = dict(type=..., ...)')
     return cfg
 
 
@@ -91,7 +124,8 @@ def _add_tensorboard(cfg: Config) -> None:
         raise ImportError('--tensorboard needs the package tensorboard: `pip install tensorboard`')
     visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
     backends = list(visualizer.get('vis_backends') or [ConfigDict(type='LocalVisBackend')])
-    visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
+    if not any('TensorboardVisBackend' in str(backend.get('type')) for backend in backends):
+        visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
 
 
 def _add_defaults(cfg: Config) -> None:
@@ -108,12 +142,10 @@ def _add_defaults(cfg: Config) -> None:
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         cfg.setdefault('env_cfg', ConfigDict())
         cfg.env_cfg.dist_cfg = dict(backend='gloo')
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+        wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
+        wrapper.setdefault('device_ids', None)
+        wrapper.setdefault('broadcast_buffers', False)
+        wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
 
 
 def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -136,20 +168,22 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
             'detection needs mmcv with its compiled ops: run `make ops`, or see "Installation" in README.md'
         )
     for loader in loaders:
-        for folder in _data_folders((cfg.get(loader) or {}).get('dataset') or {}):
+        for key, folder in _data_folders((cfg.get(loader) or {}).get('dataset') or {}, f'{loader}.dataset'):
             if not os.path.exists(folder):
                 help_text = next((text for root, text in DATA_HELP.items() if folder.startswith(root)), None)
-                key = f'{loader}.dataset.data_root'
-                raise FileNotFoundError(
-                    f'dataset folder {folder!r} of {loader} does not exist: '
-                    f'{help_text or f"put the dataset there or say --cfg-options {key}=FOLDER"}'
-                )
-    for path in _checkpoints(cfg.to_dict()):
-        if '://' not in path and not os.path.isfile(path):
-            raise FileNotFoundError(f'checkpoint {path!r} does not exist')
+                help_text = help_text or f'put the dataset there, or say --cfg-options {key}=FOLDER'
+                raise FileNotFoundError(f'dataset folder {folder!r} of {loader} does not exist: {help_text}')
+    start = (
+        find_latest_checkpoint(cfg.work_dir) if cfg.get('resume') and not cfg.get('load_from') else cfg.get('load_from')
+    )
+    whole = bool(cfg.get('resume')) or 'train_dataloader' not in loaders
+    for path in [start] if start else []:
+        require_file(path)
+    for path in [] if start and whole else _warm_starts(cfg.to_dict()):
+        require_file(path)
     model = build_model(cfg)
-    if cfg.get('load_from') and '://' not in cfg.load_from:
-        _check_start(model, cfg.load_from, whole='train_dataloader' not in loaders or cfg.get('resume'))
+    if start and local_path(start):
+        _check_start(model, start, whole)
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
@@ -173,30 +207,27 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(model)
 
 
-def _data_folders(dataset: dict) -> Iterator[str]:
-    """Yield the local roots of a dataset config and of those that it wraps."""
-    wrapped = dataset.get('dataset') or dataset.get('datasets') or []
-    for inner in [wrapped] if isinstance(wrapped, dict) else wrapped:
-        yield from _data_folders(inner)
+def _data_folders(dataset: dict, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the local roots of a dataset config and of those that it wraps, each with its key in the config."""
+    if dataset.get('dataset'):
+        yield from _data_folders(dataset['dataset'], f'{key}.dataset')
+    for i, inner in enumerate(dataset.get('datasets') or []):
+        yield from _data_folders(inner, f'{key}.datasets.{i}')
     prefix = dataset.get('data_prefix')
-    for folder in (dataset.get('data_root'), prefix if isinstance(prefix, str) else None):
+    roots = dict(data_root=dataset.get('data_root'), data_prefix=prefix if isinstance(prefix, str) else None)
+    for name, folder in roots.items():
         if folder and '://' not in folder and not dataset.get('download'):
-            yield folder
+            yield f'{key}.{name}', folder
             break
 
 
-def _checkpoints(node) -> Iterator[str]:
-    """Yield the checkpoint paths anywhere in a config: `load_from` and the `Pretrained` of an init_cfg."""
-    if isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
-            yield node['checkpoint']
-        if node.get('load_from'):
-            yield node['load_from']
-        children = node.values()
-    else:
-        children = node if isinstance(node, (list, tuple)) else ()
-    for child in children:
-        yield from _checkpoints(child)
+def _warm_starts(node) -> Iterator[str]:
+    """Yield the checkpoints of every `Pretrained` init_cfg in a config."""
+    if isinstance(node, dict) and is_pretrained(node):
+        yield node['checkpoint']
+    if isinstance(node, (dict, list, tuple)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _warm_starts(child)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -209,16 +240,23 @@ def build_runner(cfg: Config) -> Runner:
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; a failure is one line on stderr and exit code 1.
 
-    The traceback is kept in the run's log; with `MMSB_TRACEBACK=1` in the environment it is printed.
+    The traceback is kept in the run's log; with `MMSB_TRACEBACK=1` in the environment it is printed. Of several
+    processes the first one speaks; from when the run has begun the others do too, with their tracebacks: they have no
+    log, and it may be their failure alone.
     """
+    rank = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
     except Exception as error:  # the last stop of the process: nothing is hidden, it is said in one line
-        if os.environ.get('MMSB_TRACEBACK'):
+        begun = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if os.environ.get('MMSB_TRACEBACK') or (rank and begun):
             traceback.print_exc()
         log = _log_traceback()
-        if os.environ.get('RANK', '0') == '0':
-            print(f'error: {_one_line(error)}' + (f' (traceback in {log})' if log else ''), file=sys.stderr)
+        if rank == 0 or begun:
+            process = f' (process {rank})' if rank else ''
+            print(f'error{process}: {_one_line(error)}' + (f' (traceback in {log})' if log else ''), file=sys.stderr)
         sys.exit(1)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -234,9 +272,8 @@ def _one_line(error: Exception) -> str:
 
 def _log_traceback() -> str | None:
     """Write the current traceback into the log file of the run, if there is one yet, and return its path."""
-    if not MMLogger._instance_dict:
-        return None
-    for handler in MMLogger.get_current_instance().handlers:
+    loggers = list(MMLogger._instance_dict.values())
+    for handler in loggers[-1].handlers if loggers else []:
         if isinstance(handler, logging.FileHandler):
             handler.stream.write(traceback.format_exc())
             handler.flush()

@@ -1,5 +1,6 @@
 """A progress display for long work: what is done, how fast, how long it still takes."""
 
+import atexit
 import sys
 
 from mmengine.hooks import Hook
@@ -34,7 +35,9 @@ class ProgressHook(Hook):
                 console=Console(stderr=True),
                 transient=True,
             )
+            self._tasks = {}
             self._bar.start()
+            atexit.register(self._bar.stop)  # gives the terminal its cursor back, whatever ends the run
 
     def after_run(self, runner) -> None:
         if self._bar is not None:

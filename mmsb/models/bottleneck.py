@@ -9,34 +9,42 @@ Source: He et al., "Deep Residual Learning for Image Recognition", with torchvis
 | after_block | whole blocks (NL, BAT, ...) | (B, 4C, H, W) -> the same |
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
-import torch.utils.checkpoint
+import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from mmsb.models.spatial_bias import SpatialBias, conv_of_concat
+from mmsb.models.spatial_bias import SpatialBias, conv_of_concat, norm_of_maps
 from mmsb.options import check_keys, choose
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_block')
 BIAS_OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'position', 'fusion', 'pool', 'mix')
 
 
-@contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Keep batch norms from counting a batch twice when checkpointing computes it again."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    buffers = [dict(norm._buffers) for norm in norms]
-    for norm in norms:  # the second pass writes into copies
-        norm._buffers.update({name: None if value is None else value.clone() for name, value in norm._buffers.items()})
-    try:
-        yield
-    finally:
-        for norm, kept in zip(norms, buffers, strict=True):
+def _is_compiling() -> bool:
+    compiler = torch.compiler if hasattr(torch.compiler, 'is_compiling') else torch._dynamo  # torch < 2.3
+    return compiler.is_compiling()
+
+
+class _StatisticsKept:
+    """Keeps batch norms from counting a batch twice when checkpointing computes it again."""
+
+    def __init__(self, module: nn.Module):
+        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+
+    def __enter__(self) -> None:
+        self.buffers = [dict(norm._buffers) for norm in self.norms]
+        for norm in self.norms:  # the second pass writes into copies
+            norm._buffers.update({name: v if v is None else v.clone() for name, v in norm._buffers.items()})
+
+    def __exit__(self, *_) -> None:
+        for norm, kept in zip(self.norms, self.buffers, strict=True):
             norm._buffers.update(kept)
 
 
@@ -115,7 +123,7 @@ class Bottleneck(BaseModule):
             self.spatial_bias = SpatialBias(in_channels if beside_conv1 else width, norm_cfg=norm_cfg, **bias_cfg)
             if self.bias_fusion == 'concat':
                 num_maps = self.spatial_bias.num_maps
-                self.bias_norm = build_norm_layer(norm_cfg, num_maps)[1]
+                self.bias_norm = build_norm_layer(norm_of_maps(norm_cfg, num_maps), num_maps)[1]
                 self.bias_conv = (
                     nn.Conv2d(num_maps, width, bias=False, **geometry2)
                     if beside_conv1
@@ -159,39 +167,48 @@ class Bottleneck(BaseModule):
             nn.init.zeros_(self.spatial_bias.mix.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, 4C, H', W')."""
+        """Map (B, C_in, H, W) to (B, 4C, H', W').
+
+        Raises:
+            ValueError: if a batch norm was folded into a convolution that the bias maps go through.
+        """
         if self.with_cp and x.requires_grad:
-            contexts = contextlib.nullcontext(), _statistics_kept(self)
-            out = torch.utils.checkpoint.checkpoint(
-                self._residual_sum, x, use_reentrant=False, context_fn=lambda: contexts
-            )
+            # a compiled graph writes the statistics once by itself
+            options = {} if _is_compiling() else dict(context_fn=lambda: (nullcontext(), _StatisticsKept(self)))
+            out = checkpoint(self._residual_sum, x, use_reentrant=False, **options)
         else:
             out = self._residual_sum(x)
         return self._refine('after_block', self.relu(out))
 
     def _residual_sum(self, x: Tensor) -> Tensor:
-        out, bias = self._fuse('conv1', x, self.conv1(x))
+        out, bias = self._fuse('conv1', x, self.conv1)
         out = self._refine('after_conv1', self.relu(self.bn1(out)))
 
-        y = self._read(self.conv2, out, bias)
-        out, bias = self._fuse('conv2', out, y)
+        out, bias = self._fuse('conv2', out, self.conv2, bias)
         out = self._refine('after_conv2', self.relu(self.bn2(out)))
 
         out = self._refine('after_conv3', self.bn3(self._read(self.conv3, out, bias)))
         shortcut = x if self.downsample is None else self.downsample(x)
         return shortcut + self.drop_path(out)
 
-    def _fuse(self, position: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Add the bias of a convolution's input `x` to its output `y`: returns y, and the N maps to read beside it."""
+    def _fuse(
+        self, position: str, x: Tensor, conv: nn.Module, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Convolve `x` (and the maps to read beside it); returns the output, and the maps for the next convolution."""
+        y = self._read(conv, x, bias)
         if position != self.bias_position:
             return y, None
-        bias = self.spatial_bias(x, y.shape[-2:])
+        maps = self.spatial_bias(x, y.shape[-2:])
         if self.bias_fusion == 'add':
-            return y + bias.sum(1, keepdim=True).to(y.dtype), None
-        return y, self.relu(self.bias_norm(bias))
+            _refuse_folded(conv)
+            return y + maps.sum(1, keepdim=True).to(y.dtype), None
+        return y, self.relu(self.bias_norm(maps))
 
     def _read(self, conv: nn.Module, y: Tensor, bias: Tensor | None) -> Tensor:
-        return conv(y) if bias is None else conv_of_concat(conv, self.bias_conv, y, bias)
+        if bias is None:
+            return conv(y)
+        _refuse_folded(conv)
+        return conv_of_concat(conv, self.bias_conv, y, bias)
 
     def _refine(self, position: str, x: Tensor) -> Tensor:
         for name in self.plugin_names[position]:
@@ -199,8 +216,22 @@ class Bottleneck(BaseModule):
         return x
 
 
+def _refuse_folded(conv: nn.Module) -> None:
+    if conv.bias is not None:  # it is built without one
+        raise ValueError(
+            'a batch norm was folded into a convolution beside spatial bias, whose maps it also normalises: '
+            'fuse_conv_bn gives wrong outputs here'
+        )
+
+
 def plugins_of_block(plugins: Sequence[dict], stage: int, block: int, num_stages: int) -> list[dict]:
-    """Pick the plugins that one block has; stage and block are indices."""
+    """Pick the plugins that one block has; stage and block are indices.
+
+    Raises:
+        ValueError: for an unknown key or position, and for `stages` that do not have one entry a stage.
+    """
+    if isinstance(plugins, Mapping):
+        raise ValueError(f'plugins must be a list of dicts, got {plugins!r}')
     chosen = []
     for plugin in plugins:
         check_keys('plugin', plugin, ('cfg', 'position', 'stages', 'blocks'))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.models.bottleneck import BIAS_OPTIONS, Bottleneck, plugins_of_block
-from mmsb.models.weights import holds_spatial_bias, take_over
+from mmsb.models.weights import holds_spatial_bias, is_pretrained, take_over
 from mmsb.options import check_keys, choose, known_options
 from mmsb.registry import MODELS
 
@@ -113,21 +113,27 @@ class SBResNet(BaseModule):
             raise ValueError(f'init_cfg must be a dict with a type, or a list of such dicts, got {init_cfg!r}')
         if pretrained is not None:
             init_cfgs.append(dict(type='Pretrained', checkpoint=pretrained))
-        checkpoints = [cfg for cfg in init_cfgs if cfg['type'] == 'Pretrained']
+        checkpoints = [cfg for cfg in init_cfgs if is_pretrained(cfg)]
         super().__init__([cfg for cfg in init_cfgs if cfg not in checkpoints] or list(FRESH_INIT))
 
         blocks = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]
         if sb_stages is PAPER_STAGES:
             sb_stages = sb_stages[:num_stages]  # a ResNet without its last stage: a C4 detector
         for name, values in dict(sb_stages=sb_stages, strides=strides, dilations=dilations).items():
-            if len(values) != num_stages:
-                raise ValueError(f'{name} must have one entry for each of the {num_stages} stages, got {tuple(values)}')
+            if not isinstance(values, (tuple, list)) or len(values) != num_stages:
+                raise ValueError(f'{name} must have one entry for each of the {num_stages} stages, got {values!r}')
         if multi_grid is not None and len(multi_grid) != blocks[-1]:
             raise ValueError(f'multi_grid must have {blocks[-1]} entries, got {tuple(multi_grid)}')
         if spatial_bias is not None:
+            if not isinstance(spatial_bias, Mapping):
+                raise ValueError(f'spatial_bias must be a dict of options, or None for none, got {spatial_bias!r}')
             check_keys('spatial_bias', spatial_bias, BIAS_OPTIONS)
             spatial_bias = {**self.bias_defaults, **spatial_bias}
+        if isinstance(out_indices, int):
+            raise ValueError(f'out_indices must be a tuple of stages, got {out_indices!r}')
         self.out_indices = tuple(range(num_stages) if out_indices is None else out_indices)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be at least 0 and below 1, got {drop_path_rate!r}')
         for index in self.out_indices:
             choose('each of out_indices', index, range(num_stages))
         self.frozen_stages = choose('frozen_stages', frozen_stages, range(-1, num_stages + 1))
@@ -167,6 +173,7 @@ class SBResNet(BaseModule):
         self.checkpoint = checkpoints[-1] if checkpoints else None
         self.bias_is_new = bool(checkpoints and self.bias_modules()) and not holds_spatial_bias(self.checkpoint)
         self._freeze()
+        self.train()
 
     @classmethod
     def blocks_per_stage(cls, depth: int) -> tuple[int, ...]:
@@ -266,24 +273,31 @@ class SBResNet(BaseModule):
         if self.checkpoint is not None:
             take_over(self, self.checkpoint)
 
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        stem = [part for name, part in self.named_children() if name in ('stem', 'conv1', 'bn1')]
+        return stem + [getattr(self, f'layer{i + 1}') for i in range(self.frozen_stages)]
+
     def _freeze(self) -> None:
-        if self.frozen_stages >= 0:
-            stem = [part for name, part in self.named_children() if name in ('stem', 'conv1', 'bn1')]
-            stages = [getattr(self, f'layer{i + 1}') for i in range(self.frozen_stages)]
-            for part in stem + stages:
-                part.eval().requires_grad_(False)
-        if self.training and self.norm_eval:
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        if self.bias_is_new:
+            for part in self.bias_modules():
+                part.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> 'SBResNet':
+        """Switch to training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         if self.bias_is_new:
             for part in self.bias_modules():
-                part.train(self.training).requires_grad_(True)
-
-    def train(self, mode: bool = True) -> 'SBResNet':
-        """Switch to training or evaluation; what is frozen stays in evaluation."""
-        super().train(mode)
-        self._freeze()
+                part.train(mode)
         return self
 
 

@@ -23,7 +23,13 @@ _METHODS = {
 }
 
 
-def load_state_dict(path: str) -> dict:
+def local_path(path: str | os.PathLike) -> str | None:
+    """Expand a path of a checkpoint; None for a URL."""
+    path = os.fspath(path)
+    return None if '://' in path else os.path.expanduser(path)
+
+
+def load_state_dict(path: str | os.PathLike) -> dict:
     """Load the weights of a checkpoint, onto the CPU, without running code from a local file.
 
     Args:
@@ -33,13 +39,14 @@ def load_state_dict(path: str) -> dict:
         FileNotFoundError: if a local file is missing.
         ValueError: if the file holds no state dict, or something that is not data.
     """
-    if '://' in path:
+    path = os.fspath(path)
+    file = local_path(path)
+    if file is None:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    elif not os.path.isfile(path):
-        raise FileNotFoundError(f'checkpoint {path!r} does not exist')
     else:
+        require_file(path)
         try:
-            checkpoint = _load_data_only(path)
+            checkpoint = _load_data_only(file)
         except Exception as error:  # a file that is no checkpoint raises anything
             said = str(error.__context__ or error).strip() or type(error).__name__  # the cause, without torch's advice
             raise ValueError(f'checkpoint {path!r} cannot be read as data: {said.splitlines()[0]}') from error
@@ -49,6 +56,18 @@ def load_state_dict(path: str) -> dict:
     if not isinstance(checkpoint, Mapping) or not any(isinstance(value, Tensor) for value in checkpoint.values()):
         raise ValueError(f'checkpoint {path!r} holds no state dict: names and tensors, or these under {_CONTAINERS}')
     return {key.removeprefix('module.'): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Check that a checkpoint is there, unless it is a URL.
+
+    Raises:
+        FileNotFoundError: if it is not, or is a folder.
+    """
+    file = local_path(path)
+    if file is not None and not os.path.isfile(file):
+        what = 'is a folder: name the file in it' if os.path.isdir(file) else 'does not exist'
+        raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} {what}')
 
 
 def _load_data_only(path: str):

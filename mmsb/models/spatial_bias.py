@@ -7,6 +7,8 @@ axes), any pool size (theirs is 10).
 Shapes: B batch, C input channels, H x W input size, N maps, R = N + k - 1 reduced channels, S pool size, k kernel.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
@@ -33,12 +35,12 @@ class SpatialBias(BaseModule):
         kernel_size: k of the Conv1d, in reduced channels. Not used without `mix`.
         pool: 'avg' or 'max' (paper, table 5).
         mix: without it there is no Conv1d and R = N ("pool only" in the paper's table 5).
-        norm_cfg: norm of the reduction.
-        act_cfg: activation of the reduction.
+        norm_cfg: norm of the reduction; None: batch norm.
+        act_cfg: activation of the reduction; None: ReLU.
         init_cfg: see mmengine's BaseModule.
 
     Raises:
-        ValueError: for sizes below 1 and an unknown pool.
+        ValueError: for sizes below 1, an unknown pool, and a mix that is no bool.
     """
 
     @known_options
@@ -62,12 +64,14 @@ class SpatialBias(BaseModule):
         self.num_maps = num_maps
         self.pool_size = pool_size
         self.pool = choose('pool of SpatialBias', pool, POOLS)
+        choose('mix of SpatialBias', mix, (True, False))
+        reduced = num_maps + kernel_size - 1 if mix else num_maps
         self.reduce = ConvModule(
             in_channels,
-            num_maps + kernel_size - 1 if mix else num_maps,
+            reduced,
             kernel_size=1,
             bias=False,
-            norm_cfg=norm_cfg or dict(type='BN'),
+            norm_cfg=norm_of_maps(norm_cfg or dict(type='BN'), reduced),
             act_cfg=act_cfg or dict(type='ReLU'),
         )
         self.mix = nn.Conv1d(pool_size**2, pool_size**2, kernel_size) if mix else None
@@ -82,6 +86,13 @@ class SpatialBias(BaseModule):
 
     def extra_repr(self) -> str:
         return f'num_maps={self.num_maps}, pool_size={self.pool_size}, pool={self.pool!r}'
+
+
+def norm_of_maps(norm_cfg: dict, channels: int) -> dict:
+    """Fit the config of a group norm to a few channels: the largest number of groups that divides them."""
+    if norm_cfg.get('type') == 'GN':
+        return {**norm_cfg, 'num_groups': math.gcd(norm_cfg['num_groups'], channels)}
+    return norm_cfg
 
 
 def conv_of_concat(conv: nn.Conv2d, bias_conv: nn.Conv2d, y: Tensor, bias: Tensor) -> Tensor:

@@ -10,10 +10,29 @@ from collections.abc import Mapping
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmsb.models.safe_load import load_state_dict
+from mmsb.models.safe_load import load_state_dict, local_path
+from mmsb.options import check_keys
 
 _BIAS = re.compile(r'\.(spatial_bias|bias_norm|bias_conv)\.')
-_BACKBONE = re.compile(r'^(stem|conv1|bn1|layer\d+)\.')
+_BACKBONE = re.compile(r'^(stem|conv1|bn1|gn1|layer\d+)\.')
+
+
+def is_pretrained(cfg: Mapping) -> bool:
+    """Tell whether an init_cfg is mmengine's `Pretrained`, in any of its spellings, and check its keys.
+
+    Raises:
+        ValueError: for an unknown key, or without a checkpoint.
+    """
+    kind = cfg.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    if name.split('.')[-1] not in ('Pretrained', 'PretrainedInit'):
+        return False
+    check_keys('init_cfg of type Pretrained', cfg, ('type', 'checkpoint', 'prefix', 'map_location'))
+    if not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
+        raise ValueError(
+            f'init_cfg of type Pretrained needs a checkpoint: a path or a URL, got {cfg.get("checkpoint")!r}'
+        )
+    return True
 
 
 def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
@@ -32,7 +51,8 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
     if prefix:
         prefix = prefix.removesuffix('.') + '.'
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    backbone = {key: value for key, value in state.items() if _BACKBONE.match(key)}
+    # mmdet calls group norms gn1, gn2, ...
+    backbone = {re.sub(r'(^|\.)gn(?=\d\.)', r'\1bn', k): value for k, value in state.items() if _BACKBONE.match(k)}
     if not backbone:
         where = f' under the prefix {prefix!r}' if prefix else ''
         raise ValueError(f'checkpoint {path!r} has no ResNet weights{where}: conv1.weight, layer1.0.conv1.weight, ...')
@@ -44,8 +64,10 @@ def holds_spatial_bias(pretrained: Mapping) -> bool:
 
     Asked when the network is built: what is frozen must be known before it is wrapped for distributed training.
     """
-    path = pretrained['checkpoint']
-    return os.path.isfile(path) and any(map(_BIAS.search, read_backbone(path, pretrained.get('prefix'))))
+    path = local_path(pretrained['checkpoint'])
+    if path is None or not os.path.isfile(path):
+        return False
+    return any(map(_BIAS.search, read_backbone(path, pretrained.get('prefix'))))
 
 
 def check_fit(path: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
@@ -60,7 +82,8 @@ def check_fit(path: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor
             raise ValueError(f'checkpoint {path!r} does not fit: {key} has shape {shapes}')
     unknown = [key for key in theirs if key not in ours]
     if unknown:
-        raise ValueError(f'checkpoint {path!r} does not fit: the network has no {_names(unknown)}')
+        hint = ' (did you mean deep_stem=True?)' if unknown[0].startswith('stem.') else ''
+        raise ValueError(f'checkpoint {path!r} does not fit: the network has no {_names(unknown)}{hint}')
     missing = [key for key in ours if key not in theirs and not key.endswith('num_batches_tracked')]
     if missing:
         raise ValueError(f'checkpoint {path!r} does not fit: it has no {_names(missing)}')
@@ -80,6 +103,8 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
     theirs = read_backbone(path, pretrained.get('prefix'))
     stages = tuple(f'layer{i}.' for i in range(backbone.num_stages + 1, 5))
     theirs = {key: value for key, value in theirs.items() if not key.startswith(stages)}
+    if theirs.pop('conv1.bias', None) is not None:  # Caffe's ResNets have one before their first batch norm
+        print_log(f'conv1.bias of {path!r} is left out, as the libraries do', logger='current')
     trained_bias = any(map(_BIAS.search, theirs))
     if trained_bias and backbone.bias_is_new:
         raise ValueError(

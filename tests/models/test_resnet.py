@@ -10,6 +10,7 @@ import mmpretrain.models
 import pytest
 import torch
 import torchvision
+from mmcv.cnn import fuse_conv_bn
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import digit_version
 from torch import nn
@@ -426,3 +427,56 @@ def test_configs_that_are_handed_in_stay_as_they_are(cls, tmp_path):
     first.init_weights()
     assert cfg == before
     assert shapes(first) == shapes(second)
+
+
+def test_what_a_user_froze_stays_frozen():
+    net = SBResNetCifar(11, frozen_stages=1).requires_grad_(False)
+    net.train()
+    net.eval()
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize('options', [dict(), dict(fusion='add'), dict(position='conv1')])
+def test_a_norm_folded_into_one_convolution_alone_is_refused(options):
+    net = SBResNetCifar(11, options).eval()
+    fused = fuse_conv_bn(copy.deepcopy(net))
+    with pytest.raises(ValueError, match='fuse_conv_bn gives wrong outputs'):
+        fused(image(1, 3, 32, 32))
+    plain = SBResNetCifar(11, None).eval()
+    x = image(1, 3, 32, 32)
+    torch.testing.assert_close(fuse_conv_bn(copy.deepcopy(plain))(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_group_norm_of_the_maps_has_as_many_groups_as_fit():
+    net = SBResNet(base_channels=64, norm_cfg=dict(type='GN', num_groups=32))
+    groups = {m.num_groups for part in net.bias_modules() for m in part.modules() if isinstance(m, nn.GroupNorm)}
+    assert groups == {1}
+    assert all(out.isfinite().all() for out in net(image(1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize('options', [
+    dict(spatial_bias=True), dict(sb_stages=True), dict(strides=2), dict(out_indices=3), dict(drop_path_rate=1.5),
+    dict(plugins=dict(cfg=GC)), dict(spatial_bias=dict(mix='False')), dict(init_cfg='resnet50.pth'),
+    dict(init_cfg=dict(type='Pretrained')), dict(init_cfg=dict(type='Pretrained', checkpoint='x', prefx='backbone')),
+])  # fmt: skip
+def test_values_of_the_wrong_kind_are_named(options):
+    key, value = next(iter(options.items()))
+    value = value['mix'] if key == 'spatial_bias' and isinstance(value, dict) else value
+    with pytest.raises(ValueError) as error:
+        SBResNet(**options)
+    assert key in str(error.value) or 'mix' in str(error.value)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_checkpointing_allows_a_second_backward_and_a_compiled_graph(compiled):
+    net = SBResNetCifar(11, with_cp=True).train()
+    run = torch.compile(net, backend='aot_eager') if compiled else net
+    loss = run(image(2, 3, 16, 16))[-1].square().mean()
+    loss.backward(retain_graph=not compiled)
+    first = {name: p.grad.clone() for name, p in net.named_parameters()}
+    if not compiled:
+        loss.backward()
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(p.grad, 2 * first[name])
+    assert int(net.bn1.num_batches_tracked) == 1
+    assert all(int(m.num_batches_tracked) == 1 for m in net.modules() if isinstance(m, _BatchNorm))

@@ -1,6 +1,8 @@
 """Warm start: what a checkpoint gives, what learns from there, what is frozen, and files that are refused."""
 
 import os
+import pathlib
+import re
 
 import mmpretrain.models
 import mmpretrain.registry
@@ -9,10 +11,11 @@ import safetensors.torch
 import torch
 import torchvision
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models import Bottleneck, SBResNet
+from mmsb.models import Bottleneck, SBResNet, SBResNetCifar
 
 NEW = ('spatial_bias', 'bias_norm', 'bias_conv')
 BIASES = [
@@ -425,3 +428,41 @@ def test_a_file_runs_no_code(attack, zipped, plain, tmp_path):
     with pytest.raises(ValueError, match='cannot be read as data'):
         start(path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained', PretrainedInit])
+@pytest.mark.parametrize('path', [str, pathlib.Path])
+def test_every_spelling_of_pretrained_is_a_warm_start(kind, path, tmp_path):
+    torch.save(SBResNetCifar(11, None).state_dict(), tmp_path / 'plain.pth')
+    net = SBResNetCifar(11, init_cfg=dict(type=kind, checkpoint=path(tmp_path / 'plain.pth')), frozen_stages=1)
+    net.init_weights()
+    assert net.bias_is_new
+    assert not net.layer1[0].bias_conv.weight.any()
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    trained = SBResNetCifar(11)
+    torch.save(trained.state_dict(), tmp_path / 'sb.pth')
+    net = SBResNetCifar(11, init_cfg=dict(type='Pretrained', checkpoint='~/sb.pth'))
+    assert not net.bias_is_new
+    net.init_weights()
+    assert torch.equal(net.layer1[0].bias_conv.weight, trained.layer1[0].bias_conv.weight)
+
+
+def test_weights_of_caffe_and_of_group_norm_fit(tmp_path):
+    plain = SBResNet(spatial_bias=None, base_channels=32, norm_cfg=dict(type='GN', num_groups=32))
+    state = {re.sub(r'bn(?=\d\.)', 'gn', key): value for key, value in plain.state_dict().items()}
+    torch.save({**state, 'conv1.bias': torch.zeros(32)}, tmp_path / 'gn.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'gn.pth'))
+    net = SBResNet(base_channels=32, norm_cfg=dict(type='GN', num_groups=32), init_cfg=init_cfg)
+    net.init_weights()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(net(x)[-1], plain(x)[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_deep_stem_that_was_forgotten_is_guessed(tmp_path):
+    torch.save(SBResNet(spatial_bias=None, base_channels=16, deep_stem=True).state_dict(), tmp_path / 'v1c.pth')
+    net = SBResNet(base_channels=16, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'v1c.pth')))
+    with pytest.raises(ValueError, match='did you mean deep_stem=True'):
+        net.init_weights()

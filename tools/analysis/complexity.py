@@ -29,6 +29,10 @@ def parse_args():
     args = parser.parse_args()
     if not (args.configs or args.all or args.paper):
         parser.error('name a config, or say --all or --paper')
+    if args.paper and (args.json or args.shape):
+        parser.error('--paper goes with neither --json nor --shape')
+    if args.json and not Path(args.json).parent.is_dir():
+        parser.error(f'the folder of --json {args.json} does not exist')
     return args
 
 
