@@ -173,13 +173,12 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
                 help_text = next((text for root, text in DATA_HELP.items() if folder.startswith(root)), None)
                 help_text = help_text or f'put the dataset there, or say --cfg-options {key}=FOLDER'
                 raise FileNotFoundError(f'dataset folder {folder!r} of {loader} does not exist: {help_text}')
-    start = (
-        find_latest_checkpoint(cfg.work_dir) if cfg.get('resume') and not cfg.get('load_from') else cfg.get('load_from')
-    )
+    start = cfg.get('load_from')
+    if cfg.get('resume') and not start:
+        start = find_latest_checkpoint(cfg.work_dir)
     whole = bool(cfg.get('resume')) or 'train_dataloader' not in loaders
-    for path in [start] if start else []:
-        require_file(path)
-    for path in [] if start and whole else _warm_starts(cfg.to_dict()):
+    needed = [start] if start and whole else [*_warm_starts(cfg.to_dict()), *([start] if start else [])]
+    for path in needed:
         require_file(path)
     model = build_model(cfg)
     if start and local_path(start):
@@ -223,7 +222,7 @@ def _data_folders(dataset: dict, key: str) -> Iterator[tuple[str, str]]:
 
 def _warm_starts(node) -> Iterator[str]:
     """Yield the checkpoints of every `Pretrained` init_cfg in a config."""
-    if isinstance(node, dict) and is_pretrained(node):
+    if isinstance(node, dict) and is_pretrained(node) and isinstance(node.get('checkpoint'), str):
         yield node['checkpoint']
     if isinstance(node, (dict, list, tuple)):
         for child in node.values() if isinstance(node, dict) else node:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.models.bottleneck import BIAS_OPTIONS, Bottleneck, plugins_of_block
-from mmsb.models.weights import holds_spatial_bias, is_pretrained, take_over
+from mmsb.models.weights import check_pretrained, holds_spatial_bias, is_pretrained, take_over
 from mmsb.options import check_keys, choose, known_options
 from mmsb.registry import MODELS
 
@@ -114,6 +114,8 @@ class SBResNet(BaseModule):
         if pretrained is not None:
             init_cfgs.append(dict(type='Pretrained', checkpoint=pretrained))
         checkpoints = [cfg for cfg in init_cfgs if is_pretrained(cfg)]
+        for cfg in checkpoints:
+            check_pretrained(cfg)
         super().__init__([cfg for cfg in init_cfgs if cfg not in checkpoints] or list(FRESH_INIT))
 
         blocks = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]

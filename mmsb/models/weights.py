@@ -18,21 +18,23 @@ _BACKBONE = re.compile(r'^(stem|conv1|bn1|gn1|layer\d+)\.')
 
 
 def is_pretrained(cfg: Mapping) -> bool:
-    """Tell whether an init_cfg is mmengine's `Pretrained`, in any of its spellings, and check its keys.
+    """Tell whether an init_cfg is mmengine's `Pretrained`, in any of its spellings."""
+    kind = cfg.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1] in ('Pretrained', 'PretrainedInit')
+
+
+def check_pretrained(cfg: Mapping) -> None:
+    """Check the keys of a `Pretrained` init_cfg.
 
     Raises:
         ValueError: for an unknown key, or without a checkpoint.
     """
-    kind = cfg.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    if name.split('.')[-1] not in ('Pretrained', 'PretrainedInit'):
-        return False
     check_keys('init_cfg of type Pretrained', cfg, ('type', 'checkpoint', 'prefix', 'map_location'))
     if not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
         raise ValueError(
             f'init_cfg of type Pretrained needs a checkpoint: a path or a URL, got {cfg.get("checkpoint")!r}'
         )
-    return True
 
 
 def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
