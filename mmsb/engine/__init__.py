@@ -1,3 +1,4 @@
-from .progress import ProgressHook
+from mmsb.engine.logger import LoggerHook
+from mmsb.engine.progress import ProgressHook
 
-__all__ = ['ProgressHook']
+__all__ = ['LoggerHook', 'ProgressHook']

@@ -135,6 +135,9 @@ def _add_defaults(cfg: Config) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(hook.get('type') == 'mmsb.ProgressHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmsb.ProgressHook')]
+    logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))
+    if logger and logger.get('type') == 'LoggerHook':
+        logger.type = 'mmsb.LoggerHook'
     if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: stack tensors in the workers
         for loader in DATALOADERS:
             if cfg.get(loader):
