@@ -3,6 +3,8 @@
 * `digits`: single digits, 32 x 32 px, in class folders (classification).
 * `digits-cue`: scenes of 64 x 64 px as images and masks (segmentation). A coloured patch in one corner decides the
   class of the digits in the opposite corner, farther away than a small ResNet sees.
+* `digits-scenes`: scenes of 128 x 128 px with digits of several sizes, lines, and distractors made of the quarters of
+  digits, in COCO's format (detection, instance masks) and with masks in ADE20K's (segmentation).
 
 Source of the digits: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, as in scikit-learn.
 
@@ -10,14 +12,16 @@ Source of the digits: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritte
 """
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
+CLASSES = tuple('0123456789')
 IGNORE = 255
 CUE_COLOURS = {'red': (220, 50, 40), 'green': (50, 170, 60), 'blue': (50, 90, 220), 'yellow': (225, 200, 40)}
 SCENE_PX = 64
@@ -25,6 +29,12 @@ PATCH_PX = 10
 DIGIT_PX = 16
 DIGIT_REGION_PX = 32  # side of the square, in the corner opposite the patch, that holds the digits
 COUNTS = {'train': 2000, 'val': 400}
+
+WIDE_PX = 128  # side of a scene for detection
+WIDE_COUNTS = {'train': 800, 'val': 200}
+WIDE_DIGIT_PX = (24, 40)  # smallest and largest side of a digit
+GAP_PX = 2  # between things
+UNLABELLED, BACKGROUND = 0, 1 + len(CLASSES)  # in ADE20K's masks 0 is nothing to learn; digit d has 1 + d
 
 
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +77,64 @@ def cue_scene(rng: np.random.Generator, digits: np.ndarray) -> tuple[np.ndarray,
     return np.clip(image, 0, 255).astype(np.uint8), mask
 
 
+def wide_scene(
+    rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[int]]:
+    """Compose one scene for detection and segmentation: up to eight digits, lines, up to three distractors.
+
+    Args:
+        rng: source of randomness.
+        digits: to draw from, (n, 8, 8).
+        labels: of the digits, (n,).
+
+    Returns:
+        image (128, 128, 3); mask (128, 128) in ADE20K's numbering: 1 to 10 for the digits, 11 for the background, 0 for
+        the faint edges of digits; a mask (128, 128) of each digit's ink; and their labels.
+    """
+    canvas = Image.fromarray(rng.integers(20, 70, (WIDE_PX, WIDE_PX, 3)).astype(np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(4, 9)):
+        ends, colour = rng.integers(0, WIDE_PX, 4), rng.integers(60, 200, 3)
+        draw.line([int(v) for v in ends], fill=tuple(int(v) for v in colour))
+    image = np.array(canvas)
+    mask = np.full((WIDE_PX, WIDE_PX), BACKGROUND, np.uint8)
+    taken = np.zeros((WIDE_PX, WIDE_PX), bool)
+    inks, found = [], []
+    distractors, count = rng.integers(1, 4), rng.integers(4, 9)
+    for thing in range(count + distractors):
+        number, size = rng.integers(len(digits)), int(rng.integers(WIDE_DIGIT_PX[0], WIDE_DIGIT_PX[1] + 1))
+        top, left = rng.integers(GAP_PX, WIDE_PX - GAP_PX - size, 2)
+        room = np.s_[top - GAP_PX : top + size + GAP_PX, left - GAP_PX : left + size + GAP_PX]
+        if thing and taken[room].any():
+            continue
+        taken[room] = True
+        window = np.s_[top : top + size, left : left + size]
+        is_digit = thing < count
+        ink = enlarge(digits[number] if is_digit else _shuffle_quarters(rng, digits[number]), size)
+        tint = rng.uniform(0.6, 1, 3)
+        image[window] = np.maximum(image[window], (ink[..., None] * tint).astype(np.uint8))
+        if is_digit:
+            inks.append(np.zeros((WIDE_PX, WIDE_PX), bool))
+            inks[-1][window] = ink > 127
+            found.append(int(labels[number]))
+            mask[window][ink > 40] = UNLABELLED
+            mask[inks[-1]] = 1 + found[-1]
+    return image, mask, inks, found
+
+
+def _shuffle_quarters(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
+    """Swap the quarters of a digit: ink like a digit's, and none."""
+    left, right = (digit[::-1, :4], digit[:, 4:]) if rng.integers(2) else (digit[:, :4], digit[::-1, 4:])
+    return np.roll(np.hstack([right, left]), 4, axis=0)
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """Encode a mask as COCO does: lengths of runs of 0, 1, 0, ... down the columns."""
+    flat = mask.flatten(order='F').astype(int)
+    edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    return np.diff([0, *edges, len(flat)]).tolist()
+
+
 def write_digits(folder: Path) -> None:
     """Write single digits as `folder/{train,val}/<digit>/<number>.png`."""
     for split in COUNTS:
@@ -89,7 +157,44 @@ def write_cue(folder: Path) -> None:
             Image.fromarray(mask).save(folder / 'masks' / split / f'{number:04d}.png')
 
 
-WRITERS = {'digits': write_digits, 'digits-cue': write_cue}
+def write_scenes(folder: Path) -> None:
+    """Write scenes as `folder/{images,masks}/{train,val}/<number>.png`, `folder/annotations/instances_<split>.json`."""
+    (folder / 'annotations').mkdir()
+    for seed, (split, count) in enumerate(WIDE_COUNTS.items()):
+        rng = np.random.default_rng(100 + seed)
+        digits, labels = load(split)
+        coco = dict(
+            info=dict(description=f'Scenes of handwritten digits, {split}'),
+            categories=[dict(id=1 + i, name=name) for i, name in enumerate(CLASSES)],
+            images=[],
+            annotations=[],
+        )
+        for kind in ('images', 'masks'):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            image, mask, inks, found = wide_scene(rng, digits, labels)
+            name = f'{number:04d}.png'
+            Image.fromarray(image).save(folder / 'images' / split / name)
+            Image.fromarray(mask).save(folder / 'masks' / split / name)
+            coco['images'].append(dict(id=1 + number, file_name=name, width=WIDE_PX, height=WIDE_PX))
+            for ink, label in zip(inks, found, strict=True):
+                rows, columns = np.nonzero(ink.any(1))[0], np.nonzero(ink.any(0))[0]
+                left, top = int(columns[0]), int(rows[0])
+                coco['annotations'].append(
+                    dict(
+                        id=1 + len(coco['annotations']),
+                        image_id=1 + number,
+                        category_id=1 + label,
+                        bbox=[left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+                        area=int(ink.sum()),
+                        iscrowd=0,
+                        segmentation=dict(size=[WIDE_PX, WIDE_PX], counts=_run_lengths(ink)),
+                    )
+                )
+        (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+
+
+WRITERS = {'digits': write_digits, 'digits-cue': write_cue, 'digits-scenes': write_scenes}
 
 
 def write(folder: str | Path) -> list[Path]:

@@ -132,6 +132,22 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
     print_log(f'took over {len(theirs)} tensors of {path!r}; {len(new)} parameters are new{start}', logger='current')
 
 
+def take_over_classifier(model: nn.Module, path: str) -> None:
+    """Copy a whole plain classifier, backbone and head, into an `ImageClassifier` with an SBResNet and a linear head.
+
+    Args:
+        model: its backbone warm-started from the same checkpoint by `init_weights`.
+        path: see `load_state_dict`; the head is called `fc` (torchvision, timm) or `head.fc` (MMPretrain).
+
+    Raises:
+        ValueError: if the head is not in the checkpoint or has another shape.
+    """
+    theirs = load_state_dict(path)
+    head = {key.removeprefix('head.'): value for key, value in theirs.items() if key.split('.')[-2] == 'fc'}
+    check_fit(path, model.head.state_dict(), head)
+    model.head.load_state_dict(head)
+
+
 def _plugin_prefixes(backbone: nn.Module) -> tuple[str, ...]:
     return tuple(
         f'{block_name}.{name}.'

@@ -1,0 +1,55 @@
+"""Make a checkpoint of a classification config out of a plain ResNet's weights, without training.
+
+With spatial bias the result computes the plain network's function: a classifier to test, to fine-tune or to predict with.
+
+python tools/convert_weights.py configs/imagenet/sb-resnet50_b256-100e_in1k.py resnet50.pth sb-resnet50.pth
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+from mmengine.runner import set_random_seed
+
+from mmsb.engine.launcher import build_model, read_config, run_tool
+from mmsb.models.safe_load import require_file
+from mmsb.models.weights import take_over_classifier
+from mmsb.version import __version__
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Make a checkpoint of a config out of a plain ResNet's weights.")
+    parser.add_argument('config', help='classification config with an mmsb backbone')
+    parser.add_argument('checkpoint', help='plain weights with the head: of torchvision, timm or MMPretrain')
+    parser.add_argument('out', help='file to write')
+    parser.add_argument('--seed', type=int, default=0, help='of the weights that are new (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    logging.disable(logging.INFO)  # what the libraries say while they initialise
+    require_file(args.checkpoint)
+    out = Path(args.out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f'the folder of the output {args.out!r} does not exist')
+    cfg = read_config(args.config)
+    backbone = cfg.model.get('backbone') or {}
+    if cfg.get('default_scope') != 'mmpretrain' or not str(backbone.get('type')).startswith('mmsb.'):
+        raise ValueError(f'config {args.config!r} is not of a classifier with an mmsb backbone')
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=args.checkpoint)
+    set_random_seed(args.seed)
+    model = build_model(cfg)
+    model.init_weights()
+    take_over_classifier(model, args.checkpoint)
+    meta = dict(mmsb_version=__version__, converted_from=args.checkpoint, seed=args.seed)
+    unfinished = out.with_name(f'.{out.name}.unfinished')
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), unfinished)
+    os.replace(unfinished, out)
+    print(f'{out}: {sum(p.numel() for p in model.parameters()):,} parameters')
+
+
+if __name__ == '__main__':
+    run_tool(main)
