@@ -16,7 +16,8 @@ ROUNDING_PX = 1.0
 MANY_BOXES = 10  # from here on the share of boxes that stick out says something
 FILE_KEYS = ('images', 'annotations', 'categories')
 IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
-ANNOTATION_KEYS = ('id', 'image_id', 'category_id')
+ID_KEYS = ('id', 'image_id', 'category_id')
+ANNOTATION_KEYS = ID_KEYS
 NO_MASK = 'annotation without mask'
 BOX_KEYS = ('bbox', 'area')
 
@@ -35,14 +36,20 @@ def read(path: str, *, training: bool) -> tuple[dict | None, list[Finding]]:
     if not isinstance(content, dict):
         return None, [error('unreadable annotations', path, '', f'is a {type(content).__name__}, needs an object')]
     missing = [key for key in FILE_KEYS if not isinstance(content.get(key), list)]
-    if missing == ['annotations'] and 'annotations' not in content and not training:
-        content['annotations'] = []
-        return content, [warning('missing key', path, '', "has no 'annotations': there is nothing to measure")]
     findings = [error('missing key', path, '', f'has no list {key!r}') for key in missing]
-    for key in set(FILE_KEYS) - set(missing):
-        if not all(isinstance(entry, dict) for entry in content[key]):
-            findings.append(error('missing key', path, '', f'has entries in {key!r} that are no objects'))
-    return None if findings else content, findings
+    if missing == ['annotations'] and 'annotations' not in content and not training:
+        content['annotations'], missing = [], []
+        findings = [warning('missing key', path, '', "has no 'annotations': there is nothing to measure")]
+    for key in sorted({*FILE_KEYS} - {*missing}):
+        for number, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                findings.append(error('malformed entry', path, f'{key}[{number}]', f'is {entry!r}, needs an object'))
+                continue
+            for name in ID_KEYS:
+                if not isinstance(entry.get(name, 0), (int, str)):
+                    text = f'{name} must be a whole number, got {entry[name]!r}'
+                    findings.append(error('malformed entry', path, f'{key}[{number}]', text))
+    return None if any(one.level == 'error' for one in findings) else content, findings
 
 
 def check_file(path: str, content: dict, *, masks: bool, names: bool) -> Iterator[Finding]:

@@ -201,6 +201,7 @@ COCO_FAULTS = {
     'no area': ('warning', box(area=0), 'empty box', 'train.json', FIRST),
     'not finite': ('error', box(bbox=[5, float('nan'), 9, 8]), 'non-finite box', 'train.json', FIRST),
     'three numbers': ('error', box(bbox=[5, 9, 8]), 'malformed box', 'train.json', FIRST),
+    'id that is none': ('error', box(id=[10]), 'malformed entry', 'train.json', 'annotations[0]'),
     'no such category': ('error', box(category_id=1), 'unknown category_id', 'train.json', FIRST),
     'no such image': ('warning', box(image_id=99), 'annotation without image', 'train.json', FIRST),
     'annotation without area': ('error', drop('annotations', 'area'), 'missing key', 'train.json', FIRST),
@@ -294,6 +295,16 @@ def test_sound_coco_and_its_metric(tmp_path):
     }
     (tmp_path / 'train.json').write_text('{"images": [')
     assert 'unreadable annotations' in {one.kind for one in found(cfg)}
+
+
+@pytest.mark.ops
+def test_file_without_annotations_is_sound_for_a_test_alone(tmp_path):
+    cfg, content = coco(tmp_path)
+    del content['annotations']
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    assert {(one.level, one.kind) for one in found(cfg)} == {('warning', 'missing key')}
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    assert ('error', 'missing key') in {(one.level, one.kind) for one in found(cfg)}
 
 
 @pytest.mark.ops
