@@ -120,10 +120,6 @@ BAD_INPUT = {
         "annotation file 'data/demo/digits/no.txt' of val_dataloader.dataset does not exist: put it there, or say "
         '--cfg-options val_dataloader.dataset.ann_file=FILE',
     ),
-    'annotation file of a metric': (
-        [DIGITS, '--cfg-options', 'val_evaluator.ann_file=no.json'],
-        "annotation file 'no.json' of val_evaluator does not exist",
-    ),
     'broken image': (
         [DIGITS, '--check-data', '--cfg-options', 'train_dataloader.dataset.data_root=broken'],
         'the data have 1 error, listed above: nothing was started',
@@ -261,7 +257,6 @@ def test_check_of_the_data(demo_data, tmp_path, run_tool):
     ('args', 'code', 'says'),
     [
         (('--workers', '2'), 0, ''),
-        (('--cfg-options', 'optim_wraper.lr=1'), 1, "did you mean 'optim_wrapper'?"),
         (('--json', 'nowhere/found.json'), 2, 'the folder of --json nowhere/found.json does not exist'),
     ],
 )

@@ -12,6 +12,7 @@ from PIL import Image
 from mmsb.datasets import findings
 from mmsb.datasets.check import check_data
 from mmsb.datasets.check_samples import damage
+from mmsb.datasets.paths import check_paths
 
 SIZE_PX = (40, 30)  # width, height
 LOAD = dict(type='LoadImageFromFile')
@@ -404,6 +405,14 @@ def test_two_ways_to_read_a_mask(tmp_path):
     errors = found(cfg)
     assert sum(one.kind == 'reduce_zero_label' for one in errors) == 1
     assert {one.kind for one in errors} == {'reduce_zero_label', 'label beyond the classes'}
+
+
+def test_quick_check_knows_the_files_of_all_metrics(tmp_path):
+    cfg = folders(tmp_path)
+    cfg['val_evaluator'] = [dict(type='Accuracy'), dict(type='CocoMetric', ann_file='no.json')]
+    check_paths(Config(cfg), ('train_dataloader',))
+    with pytest.raises(FileNotFoundError, match=r"'no.json' of val_evaluator.1 does not exist: .*val_evaluator.1.ann_"):
+        check_paths(Config(cfg), ('train_dataloader', 'val_dataloader'))
 
 
 def test_nothing_is_written(tmp_path):
