@@ -63,7 +63,7 @@ def work_dirs(folder, environment, run_tool) -> dict[int, Path]:
     """Work dirs of the same training with one process and with two."""
     runs = {
         1: ('train.py', 'config.py', '--cfg-options', 'train_dataloader.batch_size=16'),
-        2: ('dist_train.sh', 'config.py', 2, '--cfg-options', 'train_dataloader.batch_size=8'),
+        2: ('dist_train.sh', 'config.py', 2, '--check-data', '--cfg-options', 'train_dataloader.batch_size=8'),
     }
     for count, (tool, *args) in runs.items():
         done = run_tool(tool, *args, f'work_dir={folder / str(count)}', cwd=folder, **environment)
@@ -108,6 +108,18 @@ def test_a_mistake_is_said_once_and_both_processes_stop(folder, environment, run
     )
     assert done.returncode == 1
     assert done.stderr.count('depth must be 9n + 2') == 1
+
+
+def test_bad_data_are_told_once_and_stop_both_processes(folder, environment, run_tool):
+    work_dir = folder / 'bad'
+    (folder / 'bad.txt').write_text('0/0000.png 12\n' * 48)
+    options = ('--cfg-options', f'train_dataloader.dataset.ann_file={folder / "bad.txt"}', f'work_dir={work_dir}')
+    done = run_tool('dist_train.sh', 'config.py', 2, '--check-data', *options, cwd=folder, **environment)
+    assert done.returncode == 1
+    assert done.stdout.count('train: 48 images, ') == 1
+    assert done.stderr.count('error: the data have ') == 1
+    assert 'error (process 1)' not in done.stderr
+    assert not work_dir.exists()
 
 
 def test_a_failure_of_one_process_is_told(folder, environment, run_tool):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / 'configs/demo/sb-resnet11_b64-10e_digits.py'
@@ -114,6 +115,15 @@ BAD_INPUT = {
         [DIGITS, '--cfg-options', 'train_dataloader.dataset.data_root=data/demo/other'],
         'python -m mmsb.datasets.digits',
     ),
+    'annotation file that is not there': (
+        [DIGITS, '--cfg-options', 'val_dataloader.dataset.ann_file=no.txt'],
+        "annotation file 'data/demo/digits/no.txt' of val_dataloader.dataset does not exist: put it there, or say "
+        '--cfg-options val_dataloader.dataset.ann_file=FILE',
+    ),
+    'broken image': (
+        [DIGITS, '--check-data', '--cfg-options', 'train_dataloader.dataset.data_root=broken'],
+        'the data have 1 error, listed above: nothing was started',
+    ),
     'syntax error': (['broken.py'], "config 'broken.py': "),
     'base that is not there': (['orphan.py'], "config 'orphan.py': "),
     'config without a network': (['empty.py'], "config 'empty.py' has no model"),
@@ -128,12 +138,21 @@ BAD_INPUT = {
 }  # fmt: skip
 
 
+def broken_image(folder: Path) -> None:
+    """Make a class folder for each digit, with one image; one is empty."""
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (32, 32)).save(folder / f'{digit}/0.png')
+    (folder / '7/0.png').write_bytes(b'')
+
+
 @pytest.mark.parametrize(('args', 'says'), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_one_line_and_writes_nothing(args, says, demo_data, tmp_path, run_tool):
     work_dir = tmp_path / 'run'
     (demo_data / 'broken.py').write_text('model = dict(')
     (demo_data / 'orphan.py').write_text("_base_ = 'nowhere.py'")
     (demo_data / 'empty.py').write_text('lr = 1')
+    broken_image(demo_data / 'broken/train')
     done = run_tool('train.py', args[0], '--work-dir', work_dir, *args[1:], cwd=demo_data, PYTHONWARNINGS='ignore')
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
@@ -216,6 +235,35 @@ def test_missing_library_is_named(demo_data, tmp_path, run_tool):
     done = run_tool('train.py', CUE, cwd=demo_data, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert done.returncode == 1
     assert 'error: this config needs mmseg, which is not installed: install onedl-mmsegmentation' in done.stderr
+
+
+def test_check_of_the_data(demo_data, tmp_path, run_tool):
+    (tmp_path / 'data').symlink_to(demo_data / 'data')
+    broken_image(tmp_path / 'broken/train')
+    options = ('--cfg-options', 'train_dataloader.dataset.data_root=broken')
+    done = run_tool('check_data.py', DIGITS, '--workers', 1, '--json', 'found.json', *options, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert [line for line in done.stdout.splitlines() if ': ' in line] == [
+        'error: broken/train/7/0.png: is empty (0 bytes): fetch it again',
+        'train: 10 images, 1 error, 0 warnings',
+        'val and test: 360 images, 0 errors, 0 warnings',
+    ]
+    reports = json.loads((tmp_path / 'found.json').read_text())
+    assert [one['file'] for one in reports[0]['findings']] == ['broken/train/7/0.png']
+    assert {path.name for path in tmp_path.iterdir()} == {'data', 'broken', 'found.json'}
+
+
+@pytest.mark.parametrize(
+    ('args', 'code', 'says'),
+    [
+        (('--workers', '2'), 0, ''),
+        (('--json', 'nowhere/found.json'), 2, 'the folder of --json nowhere/found.json does not exist'),
+    ],
+)
+def test_exit_code_of_the_check_of_the_data(args, code, says, demo_data, run_tool):
+    done = run_tool('check_data.py', DIGITS, *args, cwd=demo_data)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
+from mmsb.engine.data_check import stop_on_bad_data
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 
 
@@ -21,6 +22,7 @@ def parse_args():
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--check-data', action='store_true', help='look at every sample first; stop if one is broken')
     parser.add_argument('--seed', type=int, help='random seed (default: of the config, or 0)')
     return parser.parse_args()
 
@@ -53,8 +55,10 @@ def main() -> None:
     if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir):  # else it starts as the config says
         cfg.resume = True
         cfg.load_from = None
-    loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') else ('train_dataloader',)
+    loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
     check_before_run(cfg, loaders)
+    if args.check_data:
+        stop_on_bad_data(cfg, loaders)
     build_runner(cfg).train()
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
+from mmsb.datasets.paths import check_paths
 from mmsb.models.safe_load import load_state_dict, local_path, require_file
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
@@ -40,12 +43,6 @@ RUNNER_READS = (  # from the config, beside its own arguments
     'sync_bn',
 )
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-DATA_HELP = {
-    'data/coco': 'put COCO 2017 there: annotations/, train2017/, val2017/',
-    'data/demo': 'make it with `python -m mmsb.datasets.digits`',
-    'data/ade': 'put ADEChallengeData2016 there: images/, annotations/',
-    'data/cifar100': 'put cifar-100-python there; in an empty folder it is downloaded',
-}
 
 
 class _KeyValues(DictAction):
@@ -56,13 +53,10 @@ class _KeyValues(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def common_parser(description: str) -> argparse.ArgumentParser:
-    """Make the parser with what training and testing have in common."""
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """Make the parser of a tool that reads a config and runs nothing."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder of the outputs (default: work_dirs/<name of the config>)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events beside the logs')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -71,6 +65,16 @@ def common_parser(description: str) -> argparse.ArgumentParser:
         metavar='KEY=VALUE',
         help='override any key of the config, e.g. model.backbone.depth=101; stronger than the flags',
     )
+    parser.set_defaults(work_dir=None, launcher='none', tensorboard=False, local_rank=0)
+    return parser
+
+
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """Make the parser with what training and testing have in common."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='folder of the outputs (default: work_dirs/<name of the config>)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events beside the logs')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -163,19 +167,8 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
         FileNotFoundError: a dataset or a checkpoint is missing.
         ValueError, KeyError, TypeError: the model can't be built, or the checkpoint is of another one.
     """
-    scope = cfg.get('default_scope') or 'mmengine'
-    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
-    if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
-        raise ImportError(
-            'detection needs mmcv with its compiled ops: run `make ops`, or see "Installation" in README.md'
-        )
-    for loader in loaders:
-        for key, folder in _data_folders((cfg.get(loader) or {}).get('dataset') or {}, f'{loader}.dataset'):
-            if not os.path.exists(folder):
-                help_text = next((text for root, text in DATA_HELP.items() if folder.startswith(root)), None)
-                help_text = help_text or f'put the dataset there, or say --cfg-options {key}=FOLDER'
-                raise FileNotFoundError(f'dataset folder {folder!r} of {loader} does not exist: {help_text}')
+    check_library(cfg)
+    check_paths(cfg, loaders)
     start = cfg.get('load_from')
     if cfg.get('resume') and not start:
         start = find_latest_checkpoint(cfg.work_dir)
@@ -186,6 +179,17 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     model = build_model(cfg)
     if start and local_path(start):
         _check_start(model, start, whole)
+
+
+def check_library(cfg: Config) -> None:
+    """Check that the library of a config is installed."""
+    scope = cfg.get('default_scope') or 'mmengine'
+    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
+        raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
+    if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
+        raise ImportError(
+            'detection needs mmcv with its compiled ops: run `make ops`, or see "Installation" in README.md'
+        )
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
@@ -209,20 +213,6 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(model)
 
 
-def _data_folders(dataset: dict, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the local roots of a dataset config and of those that it wraps, each with its key in the config."""
-    if dataset.get('dataset'):
-        yield from _data_folders(dataset['dataset'], f'{key}.dataset')
-    for i, inner in enumerate(dataset.get('datasets') or []):
-        yield from _data_folders(inner, f'{key}.datasets.{i}')
-    prefix = dataset.get('data_prefix')
-    roots = dict(data_root=dataset.get('data_root'), data_prefix=prefix if isinstance(prefix, str) else None)
-    for name, folder in roots.items():
-        if folder and '://' not in folder and not dataset.get('download'):
-            yield f'{key}.{name}', folder
-            break
-
-
 def _warm_starts(node) -> Iterator[str]:
     """Yield the checkpoints of every `Pretrained` init_cfg in a config."""
     if isinstance(node, dict) and is_pretrained(node) and isinstance(node.get('checkpoint'), str):
@@ -232,10 +222,22 @@ def _warm_starts(node) -> Iterator[str]:
             yield from _warm_starts(child)
 
 
+def start_processes(cfg: Config) -> None:
+    """Let the processes of a distributed run know each other, as the runner would; without a GPU through gloo."""
+    if cfg.launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        torch.distributed.init_process_group('gloo')  # mmengine's own way asks for a GPU
+    else:
+        env_cfg = cfg.get('env_cfg') or {}
+        set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
+        init_dist(cfg.launcher, **env_cfg.get('dist_cfg', {}))
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; without a GPU several processes talk through gloo."""
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        torch.distributed.init_process_group('gloo')  # mmengine's own way asks for a GPU
+        start_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

@@ -1,13 +1,51 @@
 """A progress display for long work: what is done, how fast, how long it still takes."""
 
 import atexit
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 
 from mmengine.hooks import Hook
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mmsb.registry import HOOKS
+
+
+def _make_bar(*columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@contextlib.contextmanager
+def progress_of(verb: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function of (part, done, total) that shows how far a long work is, on a terminal only."""
+    with _make_bar() if sys.stderr.isatty() else contextlib.nullcontext() as bar:
+        tasks = {}
+
+        def show(part: str, done: int, total: int) -> None:
+            if bar is not None:
+                if part not in tasks:
+                    tasks[part] = bar.add_task(f'{verb} {part}', total=total)
+                bar.update(tasks[part], completed=done, total=total)
+
+        yield show
 
 
 @HOOKS.register_module()
@@ -25,16 +63,7 @@ class ProgressHook(Hook):
 
     def before_run(self, runner) -> None:
         if runner.rank == 0 and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn('{task.description}'),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn('{task.fields[loss]}'),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._bar = _make_bar(TextColumn('{task.fields[loss]}'))
             self._tasks = {}
             self._bar.start()
             atexit.register(self._bar.stop)  # gives the terminal its cursor back, whatever ends the run

@@ -1,0 +1,62 @@
+"""What a check of the data has found, and how it is told."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+LINES_PER_KIND = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One flaw of the data.
+
+    Args:
+        level: 'error' if it ends a run or spoils its result, 'warning' if the library skips or clips what is wrong.
+        kind: what is counted together, e.g. 'truncated image'.
+        file: the file or folder, or the key of the config.
+        item: what in it, e.g. 'annotation id 7'; empty for the whole.
+        message: what is wrong, with the value, and what to do or what happens to it.
+    """
+
+    level: str
+    kind: str
+    file: str
+    item: str
+    message: str
+
+    def __str__(self) -> str:
+        return ': '.join(part for part in (self.level, self.file, self.item, self.message) if part)
+
+
+def error(kind: str, file: str, item: str, message: str) -> Finding:
+    return Finding('error', kind, file, item, message)
+
+
+def warning(kind: str, file: str, item: str, message: str) -> Finding:
+    return Finding('warning', kind, file, item, message)
+
+
+@dataclass
+class Report:
+    """What was found in one split, or in several of the same dataset."""
+
+    split: str
+    images: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, level: str) -> int:
+        return sum(finding.level == level for finding in self.findings)
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each finding, errors first, at most 20 of a kind, and a last one that sums up."""
+        kinds: dict[tuple[str, str], list[Finding]] = {}
+        for finding in sorted(self.findings, key=lambda finding: finding.level):
+            kinds.setdefault((finding.level, finding.kind), []).append(finding)
+        for (level, kind), found in kinds.items():
+            yield from map(str, found[:LINES_PER_KIND])
+            if len(found) > LINES_PER_KIND:
+                yield f'{level}: {kind}: ... and {len(found) - LINES_PER_KIND:,} more'
+        yield f'{self.split}: ' + ', '.join(
+            f'{count:,} {name}{"" if count == 1 else "s"}'
+            for name, count in (('image', self.images), *((level, self.count(level)) for level in ('error', 'warning')))
+        )

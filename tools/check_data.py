@@ -1,0 +1,40 @@
+"""Look at every sample that a config names, before a training does: what would end the run or spoil it hours later.
+
+python tools/check_data.py configs/coco/faster-rcnn_sb-r50_fpn_1x_coco.py [--workers 16] [--json findings.json]
+
+Exit code 1 if there are errors. A warning is of what the library skips or clips by itself.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from mmsb.engine.data_check import check_and_print
+from mmsb.engine.launcher import check_library, config_parser, load_config, run_tool
+
+
+def parse_args():
+    parser = config_parser('Check the data of a config: files, images, masks, boxes, labels.')
+    parser.add_argument('--workers', type=int, metavar='N', help='threads that read images (default: one a core)')
+    parser.add_argument('--json', metavar='FILE', help='write all findings as json')
+    args = parser.parse_args()
+    if args.json and not Path(args.json).parent.is_dir():
+        parser.error(f'the folder of --json {args.json} does not exist')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    logging.disable(logging.WARNING)  # the findings say it, with the file
+    cfg = load_config(args, lambda cfg: None)
+    check_library(cfg)
+    reports = check_and_print(cfg, workers=args.workers)
+    if args.json:
+        Path(args.json).write_text(json.dumps([asdict(report) for report in reports], indent=2) + '\n')
+    sys.exit(int(any(report.count('error') for report in reports)))
+
+
+if __name__ == '__main__':
+    run_tool(main)
