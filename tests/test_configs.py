@@ -56,7 +56,8 @@ def _tiny_batch(cfg: Config) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-DOWNSTREAM = ('coco/', 'ade20k/')  # theirs is tests/test_downstream.py
+# Theirs are tests/test_downstream.py and, of the demo's detectors, tests/test_distributed.py.
+DOWNSTREAM = ('coco/', 'ade20k/', 'camvid/', 'demo/faster-rcnn')
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith(DOWNSTREAM)])
