@@ -27,6 +27,11 @@ def paper_rows() -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
+def as_printed(value: float, figure: str) -> str:
+    """Round a value to as many decimals as a figure of the paper has."""
+    return f'{value:.{len(figure.partition(".")[2])}f}'
+
+
 def load(config: str | Path, backbone_options: str = '') -> Config:
     """Read a config.
 

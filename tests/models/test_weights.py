@@ -436,7 +436,7 @@ def test_every_spelling_of_pretrained_is_a_warm_start(kind, path, tmp_path):
     torch.save(SBResNetCifar(11, None).state_dict(), tmp_path / 'plain.pth')
     net = SBResNetCifar(11, init_cfg=dict(type=kind, checkpoint=path(tmp_path / 'plain.pth')), frozen_stages=1)
     net.init_weights()
-    assert net.bias_is_new
+    assert 'layer1.0.spatial_bias' in net.new_parts
     assert not net.layer1[0].bias_conv.weight.any()
 
 
@@ -445,7 +445,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     trained = SBResNetCifar(11)
     torch.save(trained.state_dict(), tmp_path / 'sb.pth')
     net = SBResNetCifar(11, init_cfg=dict(type='Pretrained', checkpoint='~/sb.pth'))
-    assert not net.bias_is_new
+    assert net.new_parts == []
     net.init_weights()
     assert torch.equal(net.layer1[0].bias_conv.weight, trained.layer1[0].bias_conv.weight)
 
