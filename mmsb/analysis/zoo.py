@@ -5,6 +5,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 from mmsb.analysis.complexity import Complexity, count
@@ -76,4 +77,6 @@ def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexit
         raise ValueError(f'the height and width of an image must be at least 1, got {shape[1:]}')
     if cfg.get('default_scope') != 'mmpretrain':
         raise ValueError(f'classification networks are counted, and {cfg.filename!r} is of {cfg.get("default_scope")}')
-    return count(build_model(cfg), shape or input_shape(cfg))
+    with torch.device('meta'):  # nobody needs the weights
+        model = build_model(cfg)
+    return count(model, shape or input_shape(cfg))

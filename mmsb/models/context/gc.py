@@ -26,6 +26,8 @@ class GC(ContextBlock):
         ValueError: for a ratio that leaves no channel.
     """
 
+    _abbr_ = 'gc'  # its name in a block
+
     @known_options
     def __init__(self, in_channels: int, *, ratio: int = 16):
         planes = reduced_channels('GC', in_channels, ratio)

@@ -37,15 +37,17 @@ def plain_norms(block: nn.Module) -> nn.Module:
     return block
 
 
-def reduced_channels(block: str, channels: int, ratio: int) -> int:
+def reduced_channels(block: str, channels: int, ratio: int, at_least: int = 0) -> int:
     """Divide the number of channels by `ratio`, rounded down.
 
     Raises:
-        ValueError: if no channel is left, or ratio is no integer.
+        ValueError: if no channel is left, or ratio is no positive integer.
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, int) or not 1 <= ratio <= channels:
+    valid = isinstance(ratio, int) and not isinstance(ratio, bool) and ratio >= 1
+    reduced = max(channels // ratio, at_least) if valid else 0
+    if reduced < 1:
         raise ValueError(f'ratio of {block} must be an integer from 1 to its {channels} channels, got {ratio!r}')
-    return channels // ratio
+    return reduced
 
 
 def check_batch(block: str, norm: nn.Module, batch_size: int) -> None:

@@ -30,6 +30,8 @@ class NL(NonLocal2d):
         ValueError: for a ratio that leaves no channel.
     """
 
+    _abbr_ = 'nl'  # its name in a block
+
     @known_options
     def __init__(self, in_channels: int, *, ratio: int = 2, norm_cfg: dict | None = None):
         reduced_channels('NL', in_channels, ratio)

@@ -26,6 +26,8 @@ class ReducedNL(NL):
         ValueError: for a pool size below 1, and a ratio that leaves no channel.
     """
 
+    _abbr_ = 'reduced_nl'  # its name in a block
+
     @known_options
     def __init__(self, in_channels: int, *, pool_size: int = 10, ratio: int = 2, norm_cfg: dict | None = None):
         if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 1:
@@ -36,7 +38,8 @@ class ReducedNL(NL):
     def forward(self, x: Tensor) -> Tensor:
         """Add the non-local term to `x`, (B, C, H, W)."""
         pooled = F.adaptive_avg_pool2d(x, self.pool_size)
-        theta, phi, g = (layer(pooled).flatten(2) for layer in (self.theta, self.phi, self.g))  # (B, C / ratio, S*S)
+        theta, phi = self.theta(pooled).flatten(2), self.phi(pooled).flatten(2)  # (B, C / ratio, S*S)
         weights = self.embedded_gaussian(theta.transpose(1, 2), phi)  # (B, S*S, S*S)
-        term = (weights @ g.transpose(1, 2)).transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))
+        term = weights @ self.g(pooled).flatten(2).transpose(1, 2)  # (B, S*S, C / ratio)
+        term = term.transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))
         return x + F.interpolate(self.conv_out(term), size=x.shape[-2:], mode='bilinear', align_corners=False)

@@ -63,7 +63,7 @@ class SK(nn.Module):
                 stride=stride,
                 dilation=dilation,
                 groups=groups,
-                rd_channels=max(reduced_channels('SK', out_channels, ratio), _MIN_CHANNELS),
+                rd_channels=reduced_channels('SK', out_channels, ratio, _MIN_CHANNELS),
                 split_input=False,
             )
         )
