@@ -5,8 +5,8 @@ multiply-add of a product of two activations (attention), two for each output el
 and upsampling do: one for each element that a pooling window reads and one for its division, three for each element of
 a variance, eleven for each upsampled element. Pure multiply-adds (`macs`) stand beside them.
 
-Two for a product of activations: the NL row of the paper's table 9, 7660 M, is met by this count alone. The row without
-these products is 6170 M, and each of the two products of the five blocks together 747 M multiply-adds.
+Two for a product of activations: no other count meets the paper's 7660 M for NL (table 9). Its five blocks have 747 M
+multiply-adds in such products, and the network 6170 M operations without them: 6170 + 2 x 747 = 7664.
 """
 
 import math

@@ -3,7 +3,7 @@
 Source: Hu et al., "Gather-Excite: Exploiting Feature Context in CNNs", arXiv:1810.12348, section 3.3: parametric,
 global extent (GE-theta). Ours: timm's `GatherExcite` pads its global kernel, so that it does not gather to one value,
 and its parametric kinds cannot be built in timm 1.0.31 (TypeError). Differs from the paper: the convolution has a bias
-beside its batch norm, as the tables of spatial bias and of SRM count it (31.12 M; without it 31.11 M).
+beside its batch norm, as the table of the spatial bias paper counts it (31.12 M; without it 31.11 M).
 """
 
 from collections.abc import Sequence
