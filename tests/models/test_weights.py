@@ -355,6 +355,16 @@ def test_a_plugin_is_in_a_checkpoint_as_a_whole(trained_se, tmp_path):
         start(trained_se)
 
 
+@pytest.mark.parametrize(('options', 'part'), [(dict(), 'spatial_bias'), (dict(SE, spatial_bias=None), 'se')])
+def test_what_was_trained_must_be_known_when_the_network_is_built(options, part, tmp_path):
+    """As with an address: what is frozen was settled before the file was there."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'late.pth'))
+    net = SBResNet(base_channels=8, init_cfg=init_cfg, frozen_stages=1, **options)
+    torch.save(net.state_dict(), tmp_path / 'late.pth')
+    with pytest.raises(ValueError, match=rf'has trained layer1\.0\.{part} and \d+ more, .* give the local file'):
+        net.init_weights()
+
+
 @pytest.mark.parametrize('options', [dict(), dict(groups=2, base_width=4)])
 def test_3x3_convolutions_do_not_fit_selective_kernels(options, plain):
     with pytest.raises(ValueError) as error:
