@@ -331,6 +331,26 @@ def test_bfloat16(name):
             predict(cfg, model)
 
 
+@pytest.mark.parametrize('name', [DETECTOR, SEGMENTER])
+@pytest.mark.parametrize('block', ['SE', 'GC', 'NL', 'SK'])
+def test_other_blocks_beside_spatial_bias(name, block):
+    cfg = load(name, {**NARROW[name], **FROM_SCRATCH})
+    if block == 'SK':
+        cfg.model.backbone.conv2 = dict(type='mmsb.SK')
+    else:
+        position = 'after_block' if block == 'NL' else 'after_conv3'
+        stages = (False, True, True, True)
+        plugin = dict(cfg=dict(type=f'mmsb.{block}'), position=position, stages=stages)
+        cfg.model.backbone.plugins = [plugin]
+    model = start(cfg)
+    learning = {key for key, _ in model.backbone.named_parameters() if '.conv2.block.' in key}
+    if block != 'SK':
+        learning = {key for key, _ in model.backbone.named_parameters() if f'.{block.lower()}.' in key}
+    assert learning
+    assert train_step(cfg, model) & learning
+    predict(cfg, model)
+
+
 def test_det_inferencer(image_file, tmp_path):
     from mmdet.apis import DetInferencer
 

@@ -5,6 +5,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 from mmsb.analysis.complexity import Complexity, count
@@ -25,6 +26,11 @@ def paper_rows() -> Iterator[dict[str, str]]:
     """Yield the rows of the paper's tables, with the config and the options of its backbone that make each of them."""
     with (Path(__file__).parent / 'paper.csv').open(newline='') as file:
         yield from csv.DictReader(file)
+
+
+def as_printed(value: float, figure: str) -> str:
+    """Round a value to as many decimals as a figure of the paper has."""
+    return f'{value:.{len(figure.partition(".")[2])}f}'
 
 
 def load(config: str | Path, backbone_options: str = '') -> Config:
@@ -71,4 +77,6 @@ def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexit
         raise ValueError(f'the height and width of an image must be at least 1, got {shape[1:]}')
     if cfg.get('default_scope') != 'mmpretrain':
         raise ValueError(f'classification networks are counted, and {cfg.filename!r} is of {cfg.get("default_scope")}')
-    return count(build_model(cfg), shape or input_shape(cfg))
+    with torch.device('meta'):  # nobody needs the weights
+        model = build_model(cfg)
+    return count(model, shape or input_shape(cfg))
