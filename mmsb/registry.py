@@ -4,8 +4,15 @@ A type written as `mmsb.SBResNet` is found from the configs of every OpenMMLab l
 """
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
+from mmengine.registry.build_functions import build_runner_from_cfg
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmsb', locations=['mmsb.models'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmsb', locations=['mmsb.engine'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmsb', locations=['mmsb.engine'])
+RUNNERS = Registry(
+    'runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmsb', locations=['mmsb.engine']
+)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # torchrun for dist_train.sh and dist_test.sh: TOOL N, then the tool's N positional arguments, NUM_GPUS, and the rest.
+# MAX_RESTARTS in the environment: how often all processes are started again when one has failed (default 0).
 set -euo pipefail
 tool=$1 count=$2
 shift 2
@@ -19,5 +20,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$gpus" \
+    --max-restarts="${MAX_RESTARTS:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
     "$here/$tool" "${positional[@]}" --launcher pytorch "$@"

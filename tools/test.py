@@ -6,6 +6,7 @@ python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/d
 from mmengine.config import Config
 
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
+from mmsb.engine.safety import use_safe_runner
 
 
 def parse_args():
@@ -28,6 +29,8 @@ def main() -> None:
             cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
 
     cfg = load_config(args, apply_flags)
+    if 'runner_type' not in cfg:
+        use_safe_runner(cfg)
     check_before_run(cfg, ('test_dataloader',))
     build_runner(cfg).test()
 

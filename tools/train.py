@@ -5,10 +5,10 @@ python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 from mmsb.engine.data_check import stop_on_bad_data
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
+from mmsb.engine.safety import add_safety, settle_resume
 
 
 def parse_args():
@@ -18,11 +18,14 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help='go on from the latest checkpoint of the work dir (auto, the default of the flag), or from PATH',
+        help='go on from the newest valid checkpoint of the work dir (auto, the default of the flag), or from PATH',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--check-data', action='store_true', help='look at every sample first; stop if one is broken')
+    parser.add_argument(
+        '--stock-hooks', action='store_true', help="save and resume as mmengine does: the config's own hooks and loops"
+    )
     parser.add_argument('--seed', type=int, help='random seed (default: of the config, or 0)')
     return parser.parse_args()
 
@@ -47,14 +50,11 @@ def main() -> None:
             if not 0 <= args.seed < 2**32:
                 raise ValueError(f'--seed must be at least 0 and below 2**32, got {args.seed}')
             cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
-        if args.resume and args.resume != 'auto':
-            cfg.resume = True
-            cfg.load_from = args.resume
 
     cfg = load_config(args, apply_flags)
-    if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir):  # else it starts as the config says
-        cfg.resume = True
-        cfg.load_from = None
+    if not args.stock_hooks:
+        add_safety(cfg)
+    settle_resume(cfg, args.resume, stock=args.stock_hooks)
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
     check_before_run(cfg, loaders)
     if args.check_data:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmsb.datasets.check import LOADERS, check_data
 from mmsb.datasets.findings import Report
 
-from .launcher import start_processes
+from .processes import start_processes
 from .progress import progress_of
 
 PATIENCE = timedelta(days=7)  # of the processes that wait while the first one reads

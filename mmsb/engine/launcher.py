@@ -15,17 +15,19 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
-from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from mmsb.datasets.paths import check_paths
-from mmsb.models.safe_load import load_state_dict, local_path, require_file
+from mmsb.models.safe_load import load_checkpoint, load_state_dict, local_path, require_file
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
+
+from .processes import start_processes
+from .safety import RUNNER
+from .stops import EXIT_PREEMPTED, RunStopped
 
 LIBRARIES = {
     'mmpretrain': 'onedl-mmpretrain (or mmpretrain)',
@@ -41,6 +43,7 @@ RUNNER_READS = (  # from the config, beside its own arguments
     'model_wrapper_cfg',
     'runner_type',
     'sync_bn',
+    'trust_checkpoint',  # ours
 )
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -65,7 +68,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         metavar='KEY=VALUE',
         help='override any key of the config, e.g. model.backbone.depth=101; stronger than the flags',
     )
-    parser.set_defaults(work_dir=None, launcher='none', tensorboard=False, local_rank=0)
+    parser.set_defaults(work_dir=None, launcher='none', tensorboard=False, trust_checkpoint=False, local_rank=0)
     return parser
 
 
@@ -74,6 +77,9 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     parser = config_parser(description)
     parser.add_argument('--work-dir', help='folder of the outputs (default: work_dirs/<name of the config>)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--trust-checkpoint', action='store_true', help='let a checkpoint run code: only for files of your own'
+    )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events beside the logs')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -99,6 +105,8 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
     if args.work_dir:
         cfg.work_dir = args.work_dir
     apply_flags(cfg)
+    if args.trust_checkpoint:
+        cfg.trust_checkpoint = True
     if args.tensorboard:
         _add_tensorboard(cfg)
     known = {*cfg, *inspect.signature(Runner.__init__).parameters, *RUNNER_READS} - {'self', 'cfg'}
@@ -148,7 +156,7 @@ def _add_defaults(cfg: Config) -> None:
                 cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         cfg.setdefault('env_cfg', ConfigDict())
-        cfg.env_cfg.dist_cfg = dict(backend='gloo')
+        cfg.env_cfg.dist_cfg = {**(cfg.env_cfg.get('dist_cfg') or {}), 'backend': 'gloo'}
         wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
         wrapper.setdefault('device_ids', None)
         wrapper.setdefault('broadcast_buffers', False)
@@ -178,7 +186,7 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
         require_file(path)
     model = build_model(cfg)
     if start and local_path(start):
-        _check_start(model, start, whole)
+        _check_start(model, start, whole, trust=bool(cfg.get('trust_checkpoint')))
 
 
 def check_library(cfg: Config) -> None:
@@ -192,12 +200,13 @@ def check_library(cfg: Config) -> None:
         )
 
 
-def _check_start(model: nn.Module, path: str, whole: bool) -> None:
+def _check_start(model: nn.Module, path: str, whole: bool, *, trust: bool) -> None:
     """Check that a checkpoint is of this network: wholly to test or resume it, in some part to fine-tune it.
 
     The libraries load what fits and warn of the rest: the figures of a test would be those of random weights.
     """
-    ours, theirs = model.state_dict(), load_state_dict(path)
+    ours = model.state_dict()
+    theirs = load_checkpoint(path, trust=True)['state_dict'] if trust else load_state_dict(path)
     if whole:
         check_fit(path, ours, theirs)
     elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):
@@ -222,27 +231,17 @@ def _warm_starts(node) -> Iterator[str]:
             yield from _warm_starts(child)
 
 
-def start_processes(cfg: Config) -> None:
-    """Let the processes of a distributed run know each other, as the runner would; without a GPU through gloo."""
-    if cfg.launcher == 'none' or torch.distributed.is_initialized():
-        return
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        torch.distributed.init_process_group('gloo')  # mmengine's own way asks for a GPU
-    else:
-        env_cfg = cfg.get('env_cfg') or {}
-        set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
-        init_dist(cfg.launcher, **env_cfg.get('dist_cfg', {}))
-
-
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; without a GPU several processes talk through gloo."""
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         start_processes(cfg)
+    if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
+        return RUNNERS.get(RUNNER).from_cfg(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a failure is one line on stderr and exit code 1.
+    """Run a tool; a failure is one line on stderr and exit code 1, or that of the `RunStopped`.
 
     The traceback is kept in the run's log; with `MMSB_TRACEBACK=1` in the environment it is printed. Of several
     processes the first one speaks; from when the run has begun the others do too, with their tracebacks: they have no
@@ -253,6 +252,10 @@ def run_tool(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit('interrupted')
+    except RunStopped as stop:
+        if rank == 0:
+            print(f'error: {stop}' if stop.exit_code != EXIT_PREEMPTED else stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
     except Exception as error:  # the last stop of the process: nothing is hidden, it is said in one line
         begun = torch.distributed.is_available() and torch.distributed.is_initialized()
         if os.environ.get('MMSB_TRACEBACK') or (rank and begun):

@@ -1,0 +1,208 @@
+"""The checkpoint hook: a new checkpoint is safe on the disk before an old one goes, and a full disk ends no run."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterator
+
+from mmengine.dist import all_gather_object
+from mmengine.hooks import CheckpointHook as UpstreamCheckpointHook
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+
+from mmsb.registry import HOOKS
+
+from .checkpoint_file import POINTER, clean_leftovers, probe, remove_checkpoint, write_atomic
+from .stops import EXIT_NOT_SAVED, RunStopped
+
+_DOOMED = 'doomed_ckpts'  # in the message hub, so in the file: what the new checkpoint replaces
+_PASSING = 'passing_ckpts'  # saved on a signal, outside of the interval: replaced by the next checkpoint
+_OWN_STATE = ('last_ckpt', 'keep_ckpt_ids', 'best_ckpt_path', 'best_ckpt_path_dict')
+
+
+@HOOKS.register_module(name='CheckpointHook')
+class CheckpointHook(UpstreamCheckpointHook):
+    """MMEngine's hook, with the same options, that loses no checkpoint.
+
+    A local checkpoint is written whole or not at all, with its SHA-256 in `NAME.pth.sha256`; older ones are removed
+    after that; `last_checkpoint` is replaced at once. If it can't be written, the run goes on and tries again at the
+    next interval; a run whose last checkpoint could not be written ends with exit code 74. Before the training it is
+    checked that there is space for one. Needs the runner `mmsb.SafeRunner`.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._failure: str | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if '://' in str(self.out_dir):
+            return
+        if self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend='mmsb')
+        error = None
+        if runner.rank == 0:
+            try:
+                for folder in {str(self.out_dir), runner.work_dir}:
+                    for name in clean_leftovers(folder):
+                        runner.logger.info(f'removed {name}, left by an interrupted run')
+                self._remove_doomed(runner)
+                probe(str(self.out_dir), self._estimate_bytes(runner))
+            except OSError as problem:
+                error = f'{type(problem).__name__}: {problem}'
+        error = all_gather_object(error)[0]
+        if error:
+            size = f'a checkpoint of about {self._estimate_bytes(runner) / 1e6:.0f} MB'
+            raise RunStopped(f'{str(self.out_dir)!r} does not take {size}: {error}', EXIT_NOT_SAVED)
+
+    def after_run(self, runner: Runner) -> None:
+        if self._failure:
+            raise RunStopped(f'the last checkpoint could not be written: {self._failure}', EXIT_NOT_SAVED)
+
+    def save_now(self, runner: Runner, iteration: int) -> str:
+        """Save outside of the interval.
+
+        Args:
+            runner: of the training.
+            iteration: number of iterations that are done.
+
+        Returns:
+            the path of the checkpoint.
+
+        Raises:
+            RunStopped: it could not be written.
+        """
+        meta = dict(epoch=runner.epoch, iter=iteration)
+        if self.by_epoch:
+            template, self.filename_tmpl = self.filename_tmpl, 'iter_{}.pth'
+            try:
+                self._save(runner, iteration, meta, passing=True)
+            finally:
+                self.filename_tmpl = template
+        elif runner.message_hub.get_info('last_ckpt') != self._path(iteration):
+            self._save(runner, iteration, meta)
+        if self._failure:
+            raise RunStopped(f'the run was told to stop, and could not be saved: {self._failure}', EXIT_NOT_SAVED)
+        return str(self.last_ckpt)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self._save(runner, step, meta)
+
+    def _save(self, runner: Runner, step: int, meta: dict, *, passing: bool = False) -> None:
+        with self._undone_on_failure(runner) as outcome:
+            self._plan_removals(runner, step, passing=passing)
+            self.last_ckpt = self._path(step)
+            runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+            runner.save_checkpoint(
+                self.out_dir,
+                self.filename_tmpl.format(step),
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+        self._failure = outcome.get('failure')
+        if self._failure is None and runner.rank == 0:
+            try:
+                write_atomic(os.path.join(runner.work_dir, POINTER), str(self.last_ckpt).encode())
+            except OSError as error:  # not needed to resume: the newest valid file is found without it
+                runner.logger.warning(f'{POINTER} could not be written: {error}')
+            self._remove_doomed(runner)
+        if self._failure is None:
+            runner.message_hub.update_info(_DOOMED, [])
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        backend, self.file_backend = self.file_backend, _Postponing(self.file_backend)
+        try:
+            with self._undone_on_failure(runner) as outcome:
+                super()._save_best_checkpoint(runner, metrics)
+            doomed = self.file_backend.doomed
+        finally:
+            self.file_backend = backend
+        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        if not outcome:
+            for path in doomed:
+                if path not in best:
+                    self._remove(runner, os.path.basename(path))
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+    def _plan_removals(self, runner: Runner, step: int, *, passing: bool) -> None:
+        """Note in the checkpoint which files it replaces: they go once it is written, or after a resume from it."""
+        info = runner.message_hub
+        name = self.filename_tmpl.format(step)
+        doomed = [*info.get_info(_DOOMED, []), *info.get_info(_PASSING, [])]
+        info.update_info(_PASSING, [name] if passing else [])
+        if self.max_keep_ckpts > 0 and not passing:
+            kept = [*(kept for kept in self.keep_ckpt_ids if kept != step), step]
+            doomed += [self.filename_tmpl.format(old) for old in kept[: -self.max_keep_ckpts]]
+            self.keep_ckpt_ids = deque(kept[-self.max_keep_ckpts :], self.max_keep_ckpts)
+            info.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        info.update_info(_DOOMED, [old for old in doomed if old != name])
+
+    def _remove_doomed(self, runner: Runner) -> None:
+        kept = {self.filename_tmpl.format(step) for step in getattr(self, 'keep_ckpt_ids', ())}
+        for name in runner.message_hub.get_info(_DOOMED, []):
+            if name not in kept:
+                self._remove(runner, os.path.basename(str(name)))
+
+    def _remove(self, runner: Runner, name: str) -> None:
+        if runner.rank != 0 or not name.endswith('.pth'):  # names come from checkpoints, too
+            return
+        path = self.file_backend.join_path(self.out_dir, name)
+        try:
+            if '://' in path:
+                self.file_backend.remove(path)
+            else:
+                remove_checkpoint(path)
+        except OSError as error:
+            runner.logger.warning(f'{path} could not be removed: {error}')
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self, runner: Runner) -> Iterator[dict]:
+        """Forget a checkpoint that could not be written; the yielded dict then has the failure."""
+        info = runner.message_hub.runtime_info
+        before = dict(info)
+        own = {name: getattr(self, name) for name in _OWN_STATE if hasattr(self, name)}
+        own = {name: value.copy() if hasattr(value, 'copy') else value for name, value in own.items()}
+        outcome = {}
+        try:
+            yield outcome
+        except OSError as error:
+            outcome['failure'] = str(error)
+            for name, value in own.items():
+                setattr(self, name, value)
+            info.clear()
+            info.update(before)
+            runner.logger.error(
+                f'the checkpoint could not be written: {error}; the last one is still there '
+                f'({self.last_ckpt}), and the next interval tries again'
+            )
+
+    def _estimate_bytes(self, runner: Runner) -> int:
+        """Estimate the size of a checkpoint: weights, two moments of each, a moving average if there is one."""
+        model = runner.model
+        weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
+        averaged = weights * sum(isinstance(hook, EMAHook) for hook in runner.hooks)
+        return weights + averaged + (2 * trained if self.save_optimizer else 0) + (1 << 20)
+
+
+class _Postponing:
+    """A file backend that notes what it is asked to remove."""
+
+    def __init__(self, backend) -> None:
+        self._backend = backend
+        self.doomed: list[str] = []
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.doomed.append(path)
+
+    rmtree = remove

@@ -1,0 +1,181 @@
+"""Batches that depend on the seed and on their place in the training alone.
+
+Not on how many workers load them, whether those persist, nor on where a run was interrupted: each sample is loaded with
+generators seeded by (seed, process, epoch, batch, place in the batch); the generators of the training are left alone.
+"""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from mmengine.dist import get_rank
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from . import rng
+
+_SAMPLES, _SAMPLER = 0, 1  # the first number of a key says what it seeds
+_WORKER_GRACE_S = 20
+
+
+class Batch(list):
+    """Indices of a batch, with the key that seeds its samples."""
+
+    key: tuple[int, ...]
+
+
+class _Items:
+    """Loads the samples of a batch; as a dataset's `__getitems__`, which torch's fetcher prefers."""
+
+    def __init__(self, dataset) -> None:
+        self._dataset = dataset
+        self._patient = False
+
+    def __call__(self, batch) -> list:
+        if not self._patient and get_worker_info() is not None:
+            _outlive_signals()
+            self._patient = True
+        key = getattr(batch, 'key', None)
+        if key is None:
+            return [self._dataset[index] for index in batch]
+        samples = []
+        with rng.untouched():
+            for place, index in enumerate(batch):
+                rng.seed_by(*key, place)
+                samples.append(self._dataset[index])
+        return samples
+
+
+def _outlive_signals() -> None:
+    """Let a worker live on for a while after a signal that also the training has got: it ends when that does.
+
+    A scheduler signals every process of a job; a worker that died at once would take the training with it before its
+    iteration ends and is saved.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_WORKER_GRACE_S, os._exit, (0,)).start())
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+class _Plan:
+    """The batches of indices of one pass, from any of them on."""
+
+    def __init__(self, batches: Iterable, seed: int) -> None:
+        self._batches, self._seed = batches, seed
+        self._at: tuple[int, int] | None = None
+        self.drawn: deque[tuple[int, int, list]] = deque(maxlen=1024)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def go_to(self, epoch: int, batch: int) -> None:
+        self._at = (epoch, batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._at is None:  # stock mmengine begins to load when its loop is made: before a run knows where it is
+            return
+        (epoch, first), self._at = self._at, None
+        stream = rng.Stream(_SAMPLER, self._seed, epoch)
+        with stream:
+            batches = iter(self._batches)
+        number = 0
+        while True:
+            with stream:
+                indices = next(batches, None)
+            if indices is None:
+                return
+            if number >= first:
+                batch = Batch(indices)
+                batch.key = (_SAMPLES, self._seed, get_rank(), epoch, number)
+                self.drawn.append((epoch, number, list(indices)))
+                yield batch
+            number += 1
+
+
+class ExactDataLoader(DataLoader):
+    """A DataLoader that starts at any batch of any epoch; made of a stock one by `make_exact`."""
+
+    _plan: _Plan
+
+    @property
+    def _index_sampler(self) -> _Plan:
+        return self._plan
+
+    def go_to(self, epoch: int, batch: int) -> None:
+        """Say where the next pass over the data begins.
+
+        Args:
+            epoch: number of the pass, 0 for the first.
+            batch: number of the first batch of it.
+        """
+        self._plan.go_to(epoch, batch)
+
+    def indices(self, epoch: int, batch: int) -> list | None:
+        """Return the indices of a batch that was loaded lately."""
+        return next((indices for e, b, indices in self._plan.drawn if (e, b) == (epoch, batch)), None)
+
+    def __iter__(self):
+        with rng.untouched():  # an iterator draws a seed for its workers
+            return super().__iter__()
+
+
+def make_exact(loader: DataLoader, seed: int) -> DataLoader:
+    """Turn a map-style DataLoader into an exact one, in place; others are left as they are.
+
+    In place, since its arguments can't be read back, and since what has seen it already (a sampler, a hook that
+    switches `dataset.pipeline`) has to go on with the same object.
+    """
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        return loader
+    if not isinstance(loader, ExactDataLoader):
+        loader._plan = _Plan(loader.batch_sampler, seed)
+        loader.dataset.__getitems__ = _Items(loader.dataset)
+        loader.__class__ = ExactDataLoader
+    return loader
+
+
+class EndlessBatches:
+    """The batches of an iteration-based training; starts the next pass over the data when one ends.
+
+    Args:
+        loader: where they come from.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+        self._batches: Iterator | None = None
+        self.epoch = 0  # passes that are over
+        self.batch = 0  # batches of this pass that were handed out
+
+    def go_to(self, epoch: int, batch: int) -> None:
+        """Say which batch is the next one; before the first of them is asked for."""
+        assert self._batches is None
+        self.epoch, self.batch = epoch, batch
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for _ in range(2):
+            if self._batches is None:
+                if self.epoch:
+                    set_epoch(self._loader, self.epoch)
+                self._loader.go_to(self.epoch, self.batch)
+                self._batches = iter(self._loader)
+            try:
+                data = next(self._batches)
+            except StopIteration:
+                self._batches = None
+                self.epoch, self.batch = self.epoch + 1, 0
+                continue
+            self.batch += 1
+            return data
+        raise ValueError('the train_dataloader gives no batch: its dataset is smaller than a batch, or empty')
+
+
+def set_epoch(loader: DataLoader, epoch: int) -> None:
+    """Tell the sampler of a loader which pass over the data comes."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(epoch)
+            return

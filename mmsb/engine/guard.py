@@ -1,0 +1,177 @@
+"""What ends a training early, in order: a loss or gradient that is no number, and a signal to stop."""
+
+import functools
+import signal
+from datetime import timedelta
+
+import torch
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmsb.registry import HOOKS
+
+from .checkpoint import CheckpointHook
+from .stops import EXIT_NOT_FINITE, EXIT_PREEMPTED, RunStopped
+
+TIMEOUT_S = 1800
+
+
+@HOOKS.register_module()
+class GuardHook(Hook):
+    """Stop before a step with a loss or gradient that is NaN or infinite; save and stop on a signal.
+
+    With a dynamic loss scale infinite gradients are how the scale is found: the scaler leaves out that step, and only
+    many of these in a row stop the run.
+
+    A signal takes effect at the end of an iteration, the same for all processes; in a validation at the end of a batch,
+    where several processes stop without saving what came after the last checkpoint.
+
+    Args:
+        finite: whether to look at losses and gradients.
+        max_skipped_steps: number of steps in a row that a loss scaler may leave out.
+        signals: names of the signals.
+    """
+
+    priority = 'LOWEST'  # after the checkpoint of the same iteration
+
+    def __init__(
+        self, *, finite: bool = True, max_skipped_steps: int = 20, signals: tuple[str, ...] = ('SIGTERM', 'SIGUSR1')
+    ) -> None:
+        if max_skipped_steps < 1:
+            raise ValueError(f'max_skipped_steps must be at least 1, got {max_skipped_steps}')
+        unknown = [name for name in signals if not hasattr(signal, name)]
+        if unknown:
+            raise ValueError(f'signals must be names such as SIGTERM, got {unknown[0]!r}')
+        self.finite, self.max_skipped_steps, self.signals = finite, max_skipped_steps, tuple(signals)
+        self._got: str | None = None
+        self._skipped = 0
+        self._asked = None  # the question to all processes that is under way: is there a signal?
+
+    def before_train(self, runner: Runner) -> None:
+        self._before = {name: signal.signal(getattr(signal, name), self._note) for name in self.signals}
+        self._group = None
+        if runner.world_size > 1:
+            seconds = ((runner.cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout') or TIMEOUT_S
+            self._group = torch.distributed.new_group(backend='gloo', timeout=timedelta(seconds=seconds))
+        if self.finite:
+            wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', {'': runner.optim_wrapper})
+            for wrapper in wrappers.values():
+                self._watch(runner, wrapper)
+
+    def after_train(self, runner: Runner) -> None:
+        if self._asked is not None:
+            self._asked[0].wait()
+        for name, handler in self._before.items():
+            signal.signal(getattr(signal, name), handler)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        self._batch = data_batch
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._batch = None
+        if self._told_to_stop():
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self._got is None or not hasattr(self, '_before'):
+            return
+        if runner.world_size > 1:
+            text = f'stopped by {self._got} during the validation at iteration {runner.iter}'
+            raise RunStopped(f'{text}: --resume goes on from the last checkpoint', EXIT_PREEMPTED)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                hook._swap_ema_parameters()  # a validation has the averages in the place of the weights
+        if hasattr(runner.train_loop, 'forget_validation'):
+            runner.train_loop.forget_validation()
+        self._stop(runner, runner.iter)
+
+    def _note(self, number: int, _frame) -> None:
+        self._got = signal.Signals(number).name
+
+    def _told_to_stop(self) -> bool:
+        """Whether any process had a signal; of several processes, before the iteration that is over now.
+
+        The answer of one iteration is waited for at the end of the next one, so that nobody waits for the network.
+        """
+        if self._group is None:
+            return self._got is not None
+        stop = False
+        if self._asked is not None:
+            work, flag = self._asked
+            work.wait()
+            stop = bool(flag.item())
+        if not stop:
+            flag = torch.tensor([self._got is not None], dtype=torch.int32)
+            self._asked = (
+                torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True),
+                flag,
+            )
+        else:
+            self._asked = None
+        return stop
+
+    def _stop(self, runner: Runner, iteration: int) -> None:
+        text = f'stopped by {self._got or "a signal to another process"} after iteration {iteration}'
+        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        if hook is None:
+            raise RunStopped(f'{text}; not saved: the config has no mmsb.CheckpointHook', EXIT_PREEMPTED)
+        path = hook.save_now(runner, iteration)
+        raise RunStopped(f'{text}: saved {path}, and --resume goes on from there', EXIT_PREEMPTED)
+
+    def _watch(self, runner: Runner, wrapper: OptimWrapper) -> None:
+        """Have a look between backward and step: a hook comes after both."""
+        backward, step = wrapper.backward, wrapper.step
+        scaler = getattr(wrapper, 'loss_scaler', None)
+
+        @functools.wraps(backward)
+        def watched_backward(loss: Tensor, **kwargs) -> None:
+            backward(loss, **kwargs)  # first: the other processes wait for these gradients
+            if not torch.isfinite(loss.detach()).all():
+                self._fail(runner, f'the loss is {float(loss.detach().sum())}')
+
+        @functools.wraps(step)
+        def watched_step(**kwargs) -> None:
+            if scaler is None:
+                norm = _gradient_norm(wrapper)
+                if norm is not None and not torch.isfinite(norm):
+                    self._fail(runner, f'the norm of the gradient is {float(norm)}')
+                step(**kwargs)
+                return
+            scale = scaler.get_scale()
+            step(**kwargs)
+            self._skipped = self._skipped + 1 if scaler.get_scale() < scale else 0
+            if self._skipped > self.max_skipped_steps:
+                text = f'the gradient was not finite {self._skipped} times in a row, down to a loss scale of {scale}'
+                self._fail(runner, text)
+
+        wrapper.backward, wrapper.step = watched_backward, watched_step
+
+    def _fail(self, runner: Runner, text: str) -> None:
+        where = f'at iteration {runner.iter + 1} (epoch {runner.epoch + 1})'
+        runner.logger.error(f'{text} {where}; the batch of process {runner.rank}: {self._describe_batch(runner)}')
+        last = runner.message_hub.get_info('last_ckpt')
+        raise RunStopped(
+            f'{text} {where}: stopped before the step; the samples are in the log; the last checkpoint is {last}',
+            EXIT_NOT_FINITE,
+        )
+
+    def _describe_batch(self, runner: Runner) -> str:
+        loop = runner.train_loop
+        indices = None
+        if hasattr(loop, 'place') and hasattr(loop.dataloader, 'indices'):
+            place = loop.place(runner.iter)
+            indices = loop.dataloader.indices(place['epoch'], place['batch'] - 1)
+        samples = (self._batch or {}).get('data_samples') if isinstance(self._batch, dict) else None
+        images = [getattr(sample, 'img_path', None) for sample in samples or []]
+        return f'indices {indices}, images {images}'
+
+
+def _gradient_norm(wrapper: OptimWrapper) -> Tensor | None:
+    parameters = (p for group in wrapper.optimizer.param_groups for p in group['params'])
+    gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+    if not gradients:
+        return None
+    norms = torch._foreach_norm(gradients)
+    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).norm()

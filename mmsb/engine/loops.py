@@ -1,0 +1,152 @@
+"""The training loops, able to go on in the middle of an epoch and in front of a validation.
+
+A run that was saved anywhere and resumed calls the same hooks on the same batches as one that was not; only
+`before_train_epoch` is called once more for the epoch that it goes on with.
+"""
+
+from mmengine.runner import EpochBasedTrainLoop as UpstreamEpochLoop
+from mmengine.runner import IterBasedTrainLoop as UpstreamIterLoop
+
+from mmsb.registry import LOOPS
+
+from . import rng
+from .exact_data import EndlessBatches, ExactDataLoader
+
+
+class _ResumableMixin:
+    """What both loops share: where the run is, and the validation that may be due.
+
+    `epoch` and `batch` of `place()` are those of the data: how many passes are over, and how many batches of this one.
+    """
+
+    dataloader: ExactDataLoader
+    _validated_at = -1  # iteration
+    _rng_state: dict | None = None
+
+    def place(self, iteration: int) -> dict:
+        """Say where the run is, for a checkpoint at an iteration: data, and whether it was validated there."""
+        return dict(
+            epoch=self._data_epoch(),
+            batch=self._data_batch(),
+            length=len(self.dataloader),
+            validated=self._validated_at == iteration,
+        )
+
+    def resume(self, place: dict | None, rng_state: dict | None) -> None:
+        """Go on at a place, or where upstream's loop would if it is not known; after the counters are restored."""
+        self._rng_state = rng_state
+        if place is None or place['validated']:
+            self._validated_at = self._iter
+        self._go_to(place or self._guess_place())
+
+    def forget_validation(self) -> None:
+        """Have the validation that is going on done again after a resume."""
+        self._validated_at = -1
+
+    def validate_if_due(self) -> None:
+        """Validate as the upstream loop does, but for what was validated before the run was interrupted."""
+        self._decide_current_val_interval()
+        done, last = self._progress()
+        if (
+            self.runner.val_loop is not None
+            and done >= max(self.val_begin, 1)
+            and (done % self.val_interval == 0 or done == last)
+            and self._validated_at != self._iter
+        ):
+            self._validated_at = self._iter
+            self.runner.val_loop.run()
+
+    def _restore_rng(self) -> None:
+        if self._rng_state is not None:
+            rng.set_state(self._rng_state)
+            self._rng_state = None
+
+
+@LOOPS.register_module()
+class EpochBasedTrainLoop(_ResumableMixin, UpstreamEpochLoop):
+    """MMEngine's loop over epochs, resumable anywhere."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._done = 0  # batches of this epoch
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        resumed = self._iter > 0 or self._epoch > 0
+        if not self._done:
+            self._restore_rng()
+            if resumed:
+                self.validate_if_due()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self.validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        self.dataloader.go_to(self._epoch, self._done)
+        self._restore_rng()
+        for idx, data_batch in enumerate(self.dataloader, self._done):
+            self._done = idx + 1
+            self.run_iter(idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+        self._done = 0
+
+    def _progress(self) -> tuple[int, int]:
+        return self._epoch, self._max_epochs
+
+    def _data_epoch(self) -> int:
+        return self._epoch
+
+    def _data_batch(self) -> int:
+        return self._done
+
+    def _go_to(self, place: dict) -> None:
+        # a checkpoint at the end of an epoch counts this as over, and was written before the loop did
+        self._done = place['batch'] if place['epoch'] == self._epoch else 0
+
+    def _guess_place(self) -> dict:
+        return dict(epoch=self._epoch, batch=0)
+
+
+@LOOPS.register_module()
+class IterBasedTrainLoop(_ResumableMixin, UpstreamIterLoop):
+    """MMEngine's loop over iterations, resumable anywhere."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.dataloader_iterator = EndlessBatches(self.dataloader)
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        self._restore_rng()
+        if self._iter > 0:
+            self.validate_if_due()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self.validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _progress(self) -> tuple[int, int]:
+        return self._iter, self._max_iters
+
+    def _data_epoch(self) -> int:
+        return self.dataloader_iterator.epoch
+
+    def _data_batch(self) -> int:
+        return self.dataloader_iterator.batch
+
+    def _go_to(self, place: dict) -> None:
+        self.dataloader_iterator.go_to(place['epoch'], place['batch'])
+
+    def _guess_place(self) -> dict:
+        if 'Infinite' in type(self.dataloader.sampler).__name__:
+            return dict(epoch=0, batch=self._iter)
+        return dict(zip(('epoch', 'batch'), divmod(self._iter, len(self.dataloader)), strict=True))

@@ -1,0 +1,76 @@
+"""The states of the random generators of a process: Python's, NumPy's, torch's, and that of its GPU."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def get_state() -> dict:
+    """Return the states as tensors and numbers, which a checkpoint may hold without being code."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    assert (version, name) == (3, 'MT19937')
+    state = dict(
+        python=torch.tensor(words, dtype=torch.int64),
+        python_gauss=gauss,
+        numpy=torch.from_numpy(keys.astype(np.int64)),
+        numpy_rest=[int(position), int(has_gauss), float(cached)],
+        torch=torch.get_rng_state(),
+    )
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_state(state: dict) -> None:
+    """Put back what `get_state` has returned, in this process or in an earlier one."""
+    random.setstate((3, tuple(state['python'].tolist()), state['python_gauss']))
+    np.random.set_state(('MT19937', state['numpy'].numpy().astype(np.uint32), *state['numpy_rest']))
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])
+
+
+@contextlib.contextmanager
+def untouched() -> Iterator[None]:
+    """Leave the CPU's generators after the block as they were before it."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def seed_by(*key: int) -> None:
+    """Seed the CPU's generators by a tuple of numbers; different tuples give independent streams."""
+    a, b, c = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(a))
+    np.random.seed(int(b))
+    torch.default_generator.manual_seed(int(c))  # torch.manual_seed would queue a call for a GPU that is not in use
+
+
+class Stream:
+    """Generators of their own for a part of the program: they are in force inside `with stream:` only."""
+
+    def __init__(self, *key: int) -> None:
+        with untouched():
+            seed_by(*key)
+            self._state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        now = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        random.setstate(self._state[0])
+        np.random.set_state(self._state[1])
+        torch.set_rng_state(self._state[2])
+        self._state = now

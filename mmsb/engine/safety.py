@@ -1,0 +1,106 @@
+"""What the launcher writes into a config so that its training can't be lost, and where a training goes on."""
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import find_latest_checkpoint
+
+from mmsb.models.safe_load import local_path, require_file
+
+from .checkpoint_file import find_checkpoint, why_invalid
+from .guard import TIMEOUT_S
+
+RUNNER = 'mmsb.SafeRunner'
+_LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
+
+
+def add_safety(cfg: Config) -> None:
+    """Write the safe runner, loop and hooks into a config, in place of the stock ones; others are left as they are.
+
+    Raises:
+        ValueError: the config has a runner of its own.
+    """
+    use_safe_runner(cfg)
+    loop = cfg.get('train_cfg')
+    if loop:
+        if 'by_epoch' in loop:
+            loop.type = _LOOPS[0] if loop.pop('by_epoch') else _LOOPS[1]
+        if loop.get('type') in _LOOPS:
+            loop.type = f'mmsb.{loop.type}'
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    saving = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if saving and saving.get('type') == 'CheckpointHook':
+        saving.type = 'mmsb.CheckpointHook'
+    custom = list(cfg.get('custom_hooks') or [])
+    if not any(hook.get('type') == 'mmsb.GuardHook' for hook in custom):
+        cfg.custom_hooks = [*custom, dict(type='mmsb.GuardHook')]
+    if cfg.launcher != 'none':
+        env = cfg.setdefault('env_cfg', ConfigDict())
+        dist = env.setdefault('dist_cfg', ConfigDict(backend='nccl'))
+        dist.setdefault('timeout', TIMEOUT_S)
+
+
+def use_safe_runner(cfg: Config) -> None:
+    """Write the runner into a config that reads checkpoints as data.
+
+    Raises:
+        ValueError: the config has a runner of its own.
+    """
+    if cfg.get('runner_type', RUNNER) != RUNNER:
+        raise ValueError(
+            f'runner_type {cfg.runner_type!r} saves in its own way: leave it out, or train with --stock-hooks'
+        )
+    cfg.runner_type = RUNNER
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process again after a failure."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
+
+
+def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> None:
+    """Write into a config from which checkpoint it goes on.
+
+    Args:
+        cfg: the settled config.
+        resume: 'auto' for the newest valid one of the work dir, if there is any; or a path.
+        stock: whether to take the one that mmengine would, unseen.
+
+    Raises:
+        FileNotFoundError, ValueError: there are checkpoints, and none is valid.
+    """
+    trust = bool(cfg.get('trust_checkpoint'))
+    if is_restart():
+        resume = _newest(cfg, trust, stock) or resume
+    elif resume == 'auto':
+        resume = _newest(cfg, trust, stock)
+    if resume in (None, 'auto'):  # it starts as the config says
+        return
+    if not stock and local_path(resume):
+        require_file(resume)
+        reason = why_invalid(resume, trust=trust)
+        if reason:
+            raise ValueError(f'checkpoint {resume!r} {reason}')
+    cfg.resume, cfg.load_from = True, resume
+
+
+def _newest(cfg: Config, trust: bool, stock: bool) -> str | None:
+    if stock:
+        return find_latest_checkpoint(cfg.work_dir)
+    folders = [cfg.work_dir]
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    if out_dir and '://' not in str(out_dir):
+        folders.append(str(Path(out_dir) / Path(cfg.work_dir).name))
+    path, skipped = find_checkpoint(folders, trust=trust)
+    if os.environ.get('RANK', '0') == '0':
+        for line in skipped:
+            print(f'skipped {line}', flush=True)
+        if path:
+            print(f'resuming from {path!r}', flush=True)
+    if skipped and path is None:
+        raise ValueError(
+            f'none of the {len(skipped)} checkpoints in {cfg.work_dir!r} is valid: {skipped[0]}; '
+            'to start anew name another --work-dir'
+        )
+    return path
