@@ -1,0 +1,249 @@
+"""Interrupt and damage trainings in every way that we could think of, and count what survives.
+
+python tools/chaos.py [--quick] [--only NAME] [--json FILE]
+
+Prints a Markdown table: of each kind of fault how many cases there were and in how many a training went on as it must,
+beside the same with stock mmengine's hooks (`tools/train.py --stock-hooks`). Exit code 1 if one of ours did not.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from chaos_faults import ERRORS, InSaves, die, log_progress, raising
+from chaos_ranks import faults_of_ranks
+from chaos_victim import Victim, differing, prepare, train, weights_of, write_config
+from mmengine.runner.checkpoint import _load_checkpoint as stock_load
+
+from mmsb.engine.checkpoint_file import find_checkpoint
+from mmsb.engine.stops import EXIT_NOT_SAVED
+
+INTERVAL = 2  # iterations
+LAST = 'iter_18.pth'
+KEEP_ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
+
+
+@dataclass
+class Row:
+    """A row of the table."""
+
+    fault: str
+    must: str
+    cases: int = 0
+    good: int = 0
+    stock_cases: int = 0
+    stock_good: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, good: bool, why: str = '', *, stock: bool) -> None:
+        """Count a case."""
+        if stock:
+            self.stock_cases += 1
+            self.stock_good += good
+        else:
+            self.cases += 1
+            self.good += good
+        if not good:
+            key = ('stock: ' if stock else '') + why
+            self.notes[key] = self.notes.get(key, 0) + 1
+
+    def line(self) -> str:
+        """Return it in Markdown."""
+        stock = f'{self.stock_good} of {self.stock_cases}' if self.stock_cases else '-'
+        notes = ', '.join(f'{count} {why}' for why, count in self.notes.items())
+        return f'| {self.fault} | {self.must} | {self.good} of {self.cases} | {stock} | {notes} |'
+
+
+def kills(folder: Path, *, quick: bool) -> Row:
+    """SIGKILL at random moments: of the start, of an iteration, of a save, of a validation."""
+    row = Row('SIGKILL at a random moment', 'resumes, loses at most one interval, ends with the same bits')
+    config = write_config(folder / 'kills.py', interval=INTERVAL)
+    begun = time.monotonic()
+    train(folder, config, '--work-dir', 'whole')
+    seconds = time.monotonic() - begun
+    whole = weights_of(folder / 'whole' / LAST)
+    for stock in (False, True):
+        chance = random.Random(0)
+        flags = ('--stock-hooks',) if stock else ()
+        count = 4 if quick else 100
+        while (row.stock_cases if stock else row.cases) < count:
+            faults = _killed_training(folder, config, flags, chance, seconds, whole)
+            left = count - (row.stock_cases if stock else row.cases)
+            for why in faults[:left]:
+                row.add(not why, why, stock=stock)
+    return row
+
+
+def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]:
+    """Train once, killed now and then: for each kill what was wrong after it, or ''."""
+    work_dir, progress = folder / 'killed', folder / 'progress'
+    shutil.rmtree(work_dir, ignore_errors=True)
+    progress.unlink(missing_ok=True)
+    faults, done = [], 0
+    while True:
+        victim = Victim(
+            folder, config, '--work-dir', work_dir, '--resume', *flags, before=lambda: log_progress(progress)
+        )
+        end = time.monotonic() + chance.uniform(0.1, 1.2) * seconds
+        while victim.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        killed = victim.poll() is None
+        victim.kill()
+        code = victim.wait()
+        if faults and 'resumed epoch' in (said := victim.said()):
+            began = int(said.split('resumed epoch:')[1].split('iter: ')[1].split()[0])
+            if done - began > INTERVAL:
+                faults[-1] = 'lost more than an interval'
+        elif faults and not killed and code == 0 and done > INTERVAL:
+            faults[-1] = 'began anew'
+        done = int(progress.read_text() or 0) if progress.exists() else 0
+        if killed and code != 0:
+            faults.append('')
+        elif code != 0:
+            return [*faults[:-1], 'could not be resumed'] if faults else ['failed']
+        else:
+            end = _compared(work_dir, whole)
+            return [why or end for why in faults]
+
+
+def _operations(folder: Path, config: Path, flags: tuple) -> int:
+    """Count the operations on the disk of one save."""
+    path = folder / 'count'
+    shutil.rmtree(folder / 'counted', ignore_errors=True)
+    work_dir = ('--work-dir', 'counted')
+    train(folder, config, *work_dir, *flags, *KEEP_ONE, before=InSaves(-1, count_to=path).install)
+    return int(path.read_text())
+
+
+def _resumed(folder: Path, config: Path, work_dir: Path, flags: tuple, whole: dict) -> str:
+    """Resume a training and compare: what is wrong, or ''."""
+    there = list(work_dir.glob('iter_*.pth'))
+    victim = train(folder, config, '--work-dir', work_dir, '--resume', *flags, *KEEP_ONE)
+    if victim.code:
+        return 'could not be resumed' if there else 'nothing left'
+    if 'resumed epoch' not in victim.said():
+        return 'began anew'
+    return _compared(work_dir, whole)
+
+
+def _compared(work_dir: Path, whole: dict) -> str:
+    if not (work_dir / LAST).exists():
+        return 'repeated iterations'
+    return 'ended with other weights' if differing(weights_of(work_dir / LAST), whole) else ''
+
+
+def kills_in_saves(folder: Path, *, quick: bool) -> Row:
+    """SIGKILL at each operation of a save on the disk; one checkpoint is kept."""
+    row = Row('SIGKILL at each write, fsync and rename of a save', 'resumes, ends with the same bits')
+    config = write_config(folder / 'saves.py', interval=INTERVAL)
+    train(folder, config, '--work-dir', 'whole')
+    whole = weights_of(folder / 'whole' / LAST)
+    for flags in ((), ('--stock-hooks',)):
+        count = _operations(folder, config, flags)
+        for target in range(0, count, 6 if quick else 1):
+            work_dir = folder / 'cut'
+            shutil.rmtree(work_dir, ignore_errors=True)
+            fault = InSaves(target, die)
+            victim = train(folder, config, '--work-dir', work_dir, *flags, *KEEP_ONE, before=fault.install)
+            why = 'not killed' if victim.code != -9 else _resumed(folder, config, work_dir, flags, whole)
+            row.add(not why, why, stock=bool(flags))
+    return row
+
+
+def errors_in_saves(folder: Path, *, quick: bool) -> Row:
+    """An error from each operation of a save on, for good; one checkpoint is kept."""
+    row = Row(
+        f'{", ".join(ERRORS)} from each write, fsync and rename on',
+        'a checkpoint stays, the error is said, the exit code is not 0; a resume ends with the same bits',
+    )
+    config = write_config(folder / 'errors.py', interval=INTERVAL)
+    train(folder, config, '--work-dir', 'whole')
+    whole = weights_of(folder / 'whole' / LAST)
+    for flags in ((), ('--stock-hooks',)):
+        count = _operations(folder, config, flags)
+        for number, (name, value) in enumerate(ERRORS.items()):
+            for target in range(number, count, 9 if quick else 1):
+                work_dir = folder / 'cut'
+                shutil.rmtree(work_dir, ignore_errors=True)
+                fault = InSaves(target, raising(value), lasting=True)
+                victim = train(folder, config, '--work-dir', work_dir, *flags, *KEEP_ONE, before=fault.install)
+                why = _resumed(folder, config, work_dir, flags, whole)
+                said = 'could not be written' in victim.said() or bool(flags)
+                if not why and (not said or victim.code not in ((1,) if flags else (EXIT_NOT_SAVED,))):
+                    why = f'ended with {victim.code} after {name}'
+                row.add(not why, why, stock=bool(flags))
+    return row
+
+
+def damage(folder: Path, *, quick: bool) -> Row:
+    """The newest checkpoint truncated, or with one bit flipped."""
+    row = Row('truncated at each 1/16; one bit flipped', 'noticed, the checkpoint before is taken')
+    config = write_config(folder / 'damage.py', steps=1, interval=INTERVAL)
+    train(folder, config, '--work-dir', 'sound')
+    newest, before = (folder / f'sound/iter_{number}.pth' for number in (6, 4))
+    content = newest.read_bytes()
+    chance = random.Random(0)
+    damaged = [content[: len(content) * part // 16] for part in range(16)]
+    for _ in range(20 if quick else 200):
+        flipped = bytearray(content)
+        flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        damaged.append(bytes(flipped))
+    for bad in damaged:
+        newest.write_bytes(bad)
+        found, skipped = find_checkpoint([str(folder / 'sound')])
+        good = found == str(before) and len(skipped) == 1
+        row.add(good, f'took {Path(found or "none").name}', stock=False)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                stock_load(str(newest))
+            row.add(False, 'loaded as if sound', stock=True)
+        except Exception:  # anything can come from damaged data
+            row.add(False, 'cannot be resumed', stock=True)
+    newest.write_bytes(content)
+    return row
+
+
+def ranks(folder: Path, *, quick: bool) -> Row:
+    """One of two processes killed or stopped, in a step or in a save."""
+    row = Row('one of two processes killed or stopped', 'both are started again in time, same bits')
+    for good, why in faults_of_ranks(folder, 2 if quick else 20):
+        row.add(good, why, stock=False)
+    return row
+
+
+CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, damage, ranks]
+
+
+def main() -> None:
+    names = [campaign.__name__ for campaign in CAMPAIGNS]
+    parser = argparse.ArgumentParser(description='Interrupt and damage trainings, and count what survives.')
+    parser.add_argument('--quick', action='store_true', help='a few cases of each kind')
+    parser.add_argument('--only', nargs='+', choices=names, default=names, help='these kinds alone')
+    parser.add_argument('--json', metavar='FILE', help='write the counts there, too')
+    args = parser.parse_args()
+    rows = []
+    print('| fault | must | mmsb | stock hooks | what went wrong |\n|---|---|---|---|---|')
+    with tempfile.TemporaryDirectory(prefix='chaos-') as temporary:
+        folder = prepare(Path(temporary))
+        for campaign in CAMPAIGNS:
+            if campaign.__name__ in args.only:
+                begun = time.monotonic()
+                rows.append(campaign(folder, quick=args.quick))
+                print(rows[-1].line(), flush=True)
+                print(f'{campaign.__name__}: {time.monotonic() - begun:.0f} s', file=sys.stderr)
+    if args.json:
+        Path(args.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + '\n')
+    sys.exit(int(any(row.good < row.cases for row in rows)))
+
+
+if __name__ == '__main__':
+    main()
