@@ -25,7 +25,7 @@ from mmsb.models.safe_load import load_checkpoint, load_state_dict, local_path, 
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
 
-from .processes import start_processes
+from .processes import is_restart, start_processes
 from .safety import RUNNER
 from .stops import EXIT_PREEMPTED, RunStopped
 
@@ -233,7 +233,7 @@ def _warm_starts(node) -> Iterator[str]:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; without a GPU several processes talk through gloo."""
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+    if cfg.launcher == 'pytorch' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
     if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
         return RUNNERS.get(RUNNER).from_cfg(cfg)

@@ -1,5 +1,6 @@
 """The start of the processes of a distributed run."""
 
+import os
 from datetime import timedelta
 
 import torch
@@ -12,11 +13,31 @@ def start_processes(cfg: Config) -> None:
     """Let the processes of a distributed run know each other, as the runner would; without a GPU through gloo."""
     if cfg.launcher == 'none' or torch.distributed.is_initialized():
         return
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+    env_cfg = cfg.get('env_cfg') or {}
+    options = dict(env_cfg.get('dist_cfg') or {})
+    if cfg.launcher == 'pytorch':
+        options.update(_fresh_store())
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():  # mmengine's own way asks for a GPU
+        timeout = options.get('timeout')
         limit = None if timeout is None else timedelta(seconds=timeout)
-        torch.distributed.init_process_group('gloo', timeout=limit)  # mmengine's own way asks for a GPU
+        torch.distributed.init_process_group(**{**options, 'backend': 'gloo', 'timeout': limit})
     else:
-        env_cfg = cfg.get('env_cfg') or {}
         set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
-        init_dist(cfg.launcher, **env_cfg.get('dist_cfg', {}))
+        init_dist(cfg.launcher, **options)
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process again after a failure."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
+
+
+def _fresh_store() -> dict:
+    """Keep processes that were started again from the addresses of those before them.
+
+    torchrun hands the same store to all of them, with what the dead ones have written.
+    """
+    if not is_restart():
+        return {}
+    store, rank, world_size = next(torch.distributed.rendezvous('env://'))
+    attempt = f'attempt_{os.environ["TORCHELASTIC_RESTART_COUNT"]}'
+    return dict(store=torch.distributed.PrefixStore(attempt, store), rank=rank, world_size=world_size)

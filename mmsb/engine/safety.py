@@ -10,6 +10,7 @@ from mmsb.models.safe_load import local_path, require_file
 
 from .checkpoint_file import find_checkpoint, why_invalid
 from .guard import TIMEOUT_S
+from .processes import is_restart
 
 RUNNER = 'mmsb.SafeRunner'
 _LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
@@ -52,11 +53,6 @@ def use_safe_runner(cfg: Config) -> None:
             f'runner_type {cfg.runner_type!r} saves in its own way: leave it out, or train with --stock-hooks'
         )
     cfg.runner_type = RUNNER
-
-
-def is_restart() -> bool:
-    """Whether torchrun has started this process again after a failure."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
 def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> None:
