@@ -49,7 +49,7 @@ train_cfg = dict(_delete_=True, {schedule})
 log_processor = dict(by_epoch={by_epoch})
 default_hooks = dict(
     logger=dict(interval=1),
-    checkpoint=dict(_delete_=True, type='CheckpointHook', {saving}, max_keep_ckpts=3, save_best='auto'),
+    checkpoint=dict(_delete_=True, type='CheckpointHook', {saving}, max_keep_ckpts=3, save_best={best}),
 )
 optim_wrapper = dict(accumulative_counts={accumulate})
 custom_hooks = [{ema}]
@@ -68,6 +68,7 @@ def write_config(
     ema: bool = False,
     accumulate: int = 1,
     save_by_epoch: bool = False,
+    save_best: bool = True,
 ) -> Path:
     """Write the config of a victim: 22 images, batches of 4, with crops, flips and mixup.
 
@@ -81,6 +82,7 @@ def write_config(
         ema: whether weights are averaged.
         accumulate: number of batches a step.
         save_by_epoch: unit of `interval`.
+        save_best: whether the best checkpoint is saved, too.
     """
     loop = f"max_epochs={steps}, type='EpochBasedTrainLoop'" if by_epoch else f'max_iters={steps}, val_interval=5'
     path.write_text(
@@ -93,6 +95,7 @@ def write_config(
             by_epoch=by_epoch,
             saving=f'interval={interval}, by_epoch={save_by_epoch}',
             accumulate=accumulate,
+            best="'auto'" if save_best else None,
             ema=EMA if ema else '',
         )
     )

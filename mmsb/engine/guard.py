@@ -83,8 +83,8 @@ class GuardHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 hook._swap_ema_parameters()  # a validation has the averages in the place of the weights
-        if hasattr(runner.train_loop, 'forget_validation'):
-            runner.train_loop.forget_validation()
+        if hasattr(runner.train_loop, 'redo_validation'):
+            runner.train_loop.redo_validation()
         self._stop(runner, runner.iter)
 
     def _note(self, number: int, _frame) -> None:

@@ -21,7 +21,9 @@ class _ResumableMixin:
 
     dataloader: ExactDataLoader
     _validated_at = -1  # iteration
-    _rng_state: dict | None = None
+    _rng_state: dict | None = None  # to restore
+    _rng_before_validation: dict | None = None
+    _redo_validation = False
 
     def place(self, iteration: int) -> dict:
         """Say where the run is, for a checkpoint at an iteration: data, and whether it was validated there."""
@@ -39,9 +41,14 @@ class _ResumableMixin:
             self._validated_at = self._iter
         self._go_to(place or self._guess_place())
 
-    def forget_validation(self) -> None:
-        """Have the validation that is going on done again after a resume."""
+    def redo_validation(self) -> None:
+        """Have the validation that is going on done again after a resume, from its start."""
         self._validated_at = -1
+        self._redo_validation = True
+
+    def rng_state(self) -> dict:
+        """Return the states of the generators that a checkpoint should hold."""
+        return self._rng_before_validation if self._redo_validation else rng.get_state()
 
     def validate_if_due(self) -> None:
         """Validate as the upstream loop does, but for what was validated before the run was interrupted."""
@@ -54,6 +61,7 @@ class _ResumableMixin:
             and self._validated_at != self._iter
         ):
             self._validated_at = self._iter
+            self._rng_before_validation = rng.get_state()
             self.runner.val_loop.run()
 
     def _restore_rng(self) -> None:

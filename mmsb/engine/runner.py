@@ -106,10 +106,9 @@ class SafeRunner(Runner):
         return self.model.module if is_model_wrapper(self.model) else self.model
 
     def _exact_state(self, iteration: int) -> dict:
-        return dict(
-            place=self.train_loop.place(iteration) if hasattr(self.train_loop, 'place') else None,
-            processes=all_gather_object(dict(rng=rng.get_state(), gradients=self._partial_gradients())),
-        )
+        loop = self.train_loop
+        place, states = (loop.place(iteration), loop.rng_state()) if hasattr(loop, 'place') else (None, rng.get_state())
+        return dict(place=place, processes=all_gather_object(dict(rng=states, gradients=self._partial_gradients())))
 
     def _partial_gradients(self) -> dict[str, torch.Tensor]:
         if getattr(self.optim_wrapper, '_accumulative_counts', 1) == 1:
