@@ -32,6 +32,32 @@ def paper_rows() -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
+def paper_row(config: str | Path) -> dict[str, str] | None:
+    """Find the last row of the paper's tables (the comparison, where a network has several) that a config is."""
+    rows = [row for row in paper_rows() if row['config'] and not row['backbone_options']]
+    return next((row for row in reversed(rows) if find(row['config']).samefile(find(config))), None)
+
+
+def systems() -> list[str]:
+    """List the names of the configs of the systems that the paper compares (tables 8 to 10)."""
+    return [row['config'] for row in paper_rows() if row['table'] in ('8', '9', '10') and row['config']]
+
+
+def find(config: str | Path) -> Path:
+    """Find the file of a config.
+
+    Args:
+        config: path, or the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = next((path for path in (Path(config), CONFIGS / config) if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f'config {str(config)!r} does not exist')
+    return path
+
+
 def load(config: str | Path, backbone_options: str = '') -> Config:
     """Read a config.
 
@@ -42,10 +68,7 @@ def load(config: str | Path, backbone_options: str = '') -> Config:
     Raises:
         FileNotFoundError: if there is no such config.
     """
-    path = next((path for path in (Path(config), CONFIGS / config) if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f'config {str(config)!r} does not exist')
-    cfg = read_config(str(path))
+    cfg = read_config(str(find(config)))
     pairs = (pair.split('=', 1) for pair in backbone_options.split(';') if pair.strip())
     cfg.merge_from_dict({f'model.backbone.{key.strip()}': ast.literal_eval(value) for key, value in pairs})
     return cfg
