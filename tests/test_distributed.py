@@ -38,6 +38,31 @@ class RankLosses(Hook):
         with open(f'{runner.work_dir}/losses{get_rank()}.json', 'w') as file:
             json.dump(self.losses, file)
 """
+WEIGHTS = """
+import json
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class RankWeights(Hook):
+    def before_train(self, runner):
+        self.losses = []
+        self.start = self.weights(runner)
+
+    def weights(self, runner):
+        parameters = runner.model.module.named_parameters()
+        return {name: value.detach().double().norm().item() for name, value in parameters}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(float(outputs['loss']))
+
+    def after_train(self, runner):
+        content = dict(losses=self.losses, start=self.start, end=self.weights(runner))
+        with open(f'{runner.work_dir}/rank{get_rank()}.json', 'w') as file:
+            json.dump(content, file)
+"""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -128,3 +153,40 @@ def test_a_failure_of_one_process_is_told(folder, environment, run_tool):
     done = run_tool('dist_train.sh', 'failing.py', 2, *options, cwd=folder, **environment)
     assert done.returncode == 1
     assert 'error (process 1): the disk of this process is broken' in done.stderr
+
+
+@pytest.mark.ops
+@pytest.mark.parametrize(
+    ('name', 'schedule'),
+    [
+        ('faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes', 'max_epochs=1, val_interval=1'),
+        ('fpn_sb-resnet20_b8-200i_digits-scenes', 'max_iters=2, val_interval=2'),
+    ],
+)
+def test_detection_and_segmentation_learn_the_same_on_both_processes(
+    name, schedule, demo_data, tmp_path, environment, run_tool
+):
+    (tmp_path / 'rank_weights.py').write_text(WEIGHTS)
+    (tmp_path / 'config.py').write_text(f"""
+_base_ = '{ROOT}/configs/demo/{name}.py'
+custom_imports = dict(imports=['rank_weights'])
+custom_hooks = [dict(type='RankWeights')]
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(indices=16))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=8))
+train_cfg = dict({schedule})
+""")
+    options = ('--work-dir', tmp_path / 'run')
+    path = f'{ROOT}:{tmp_path}'
+    done = run_tool(
+        'dist_train.sh', tmp_path / 'config.py', 2, *options, cwd=demo_data, **{**environment, 'PYTHONPATH': path}
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f'run/rank{rank}.json').read_text()) for rank in (0, 1))
+    assert len(one['losses']) == len(two['losses']) == 2
+    assert all(a != b for a, b in zip(one['losses'], two['losses'], strict=True)), 'each has its own images'
+    assert one['end'] == two['end']
+    unchanged = [key for key, value in one['end'].items() if value == one['start'][key]]
+    assert unchanged == []
+    assert any('bias_conv' in key for key in one['end'])
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert ('bbox_mAP_50' if 'rcnn' in name else 'mIoU') in log.read_text()

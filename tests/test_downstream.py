@@ -27,7 +27,7 @@ from mmsb.engine.launcher import build_model, common_parser, load_config
 pytestmark = pytest.mark.ops
 
 CONFIGS = sorted(
-    f'{folder}/{path.name}' for folder in ('coco', 'ade20k') for path in (zoo.CONFIGS / folder).glob('*.py')
+    f'{folder}/{path.name}' for folder in ('coco', 'ade20k', 'camvid') for path in (zoo.CONFIGS / folder).glob('*.py')
 )
 FIXED_NAMES = [
     *(f'coco/{model}-rcnn_{sb}r50_fpn_1x_coco.py' for model in ('faster', 'cascade') for sb in ('', 'sb-')),
@@ -107,7 +107,8 @@ def batch(cfg: Config, images: int = 2) -> dict:
         if cfg.default_scope == 'mmseg':
             from mmseg.structures import SegDataSample
 
-            labels = torch.from_numpy(random.integers(0, 150, (1, height, width)))
+            classes = cfg.model.decode_head.num_classes
+            labels = torch.from_numpy(random.integers(0, classes, (1, height, width)))
             sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta)
         else:
             from mmdet.structures import DetDataSample
@@ -231,7 +232,8 @@ def test_fixed_names_are_there():
 @pytest.mark.parametrize('name', CONFIGS)
 def test_config_trains_a_step_and_predicts(name, plain):
     size = {'model.data_preprocessor.size': PADDED['mmseg']}
-    cfg = load(name, {**plain, **(size if name.startswith('ade20k/') else FEW)})
+    segments = not name.startswith('coco/')
+    cfg = load(name, {**plain, **(size if segments else FEW)})
     model = start(cfg)
     changed = train_step(cfg, model)
     biased = any(is_new(key) for key in model.backbone.state_dict())
@@ -239,9 +241,10 @@ def test_config_trains_a_step_and_predicts(name, plain):
     assert {f'layer{i}.0.bias_conv.weight' for i in (1, 2, 3)} <= changed or not biased
     assert 'layer4.0.conv1.weight' in changed
     frozen = {key for key in changed if key.startswith(('conv1', 'bn1', 'layer1.')) and not is_new(key)}
-    assert bool(frozen) == name.startswith('ade20k/'), 'detectors freeze the stem and the first stage'
+    assert bool(frozen) == segments, 'detectors freeze the stem and the first stage'
+    assert ('conv1.weight' in changed) == name.startswith('ade20k/')
     sample = predict(cfg, model)
-    assert name.startswith('ade20k/') or hasattr(sample.pred_instances, 'masks') == ('mask-rcnn' in name)
+    assert segments or hasattr(sample.pred_instances, 'masks') == ('mask-rcnn' in name)
 
 
 @pytest.mark.parametrize('name', FIXED_NAMES)
@@ -326,6 +329,26 @@ def test_bfloat16(name):
         with torch.autocast('cpu', torch.bfloat16):
             assert 'layer3.5.bias_conv.weight' in train_step(cfg, model.train())
             predict(cfg, model)
+
+
+@pytest.mark.parametrize('name', [DETECTOR, SEGMENTER])
+@pytest.mark.parametrize('block', ['SE', 'GC', 'NL', 'SK'])
+def test_other_blocks_beside_spatial_bias(name, block):
+    cfg = load(name, {**NARROW[name], **FROM_SCRATCH})
+    if block == 'SK':
+        cfg.model.backbone.conv2 = dict(type='mmsb.SK')
+    else:
+        position = 'after_block' if block == 'NL' else 'after_conv3'
+        stages = (False, True, True, True)
+        plugin = dict(cfg=dict(type=f'mmsb.{block}'), position=position, stages=stages)
+        cfg.model.backbone.plugins = [plugin]
+    model = start(cfg)
+    learning = {key for key, _ in model.backbone.named_parameters() if '.conv2.block.' in key}
+    if block != 'SK':
+        learning = {key for key, _ in model.backbone.named_parameters() if f'.{block.lower()}.' in key}
+    assert learning
+    assert train_step(cfg, model) & learning
+    predict(cfg, model)
 
 
 def test_det_inferencer(image_file, tmp_path):

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from mmengine.config import Config
 from PIL import Image
+
+from mmsb.engine.launcher import build_model
+from mmsb.models.safe_load import load_state_dict
+from mmsb.models.weights import check_fit
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / 'configs/demo/sb-resnet11_b64-10e_digits.py'
@@ -287,3 +292,41 @@ def test_complexity_needs_something_to_count(tmp_path, run_tool):
     done = run_tool('analysis/complexity.py', 'nothing.py', cwd=tmp_path)
     assert done.returncode == 1
     assert "error: config 'nothing.py' does not exist" in done.stderr
+
+
+@pytest.mark.parametrize('biased', [True, False])
+def test_plain_weights_become_a_checkpoint_of_the_same_function(biased, tmp_path, run_tool):
+    torch.manual_seed(0)
+    plain = torchvision.models.resnet50(num_classes=1000).eval()
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    config = ROOT / f'configs/imagenet/{"sb-" if biased else ""}resnet50_b256-100e_in1k.py'
+    done = run_tool('convert_weights.py', config, 'plain.pth', 'out.pth', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f'out.pth: {25_986_620 if biased else 25_557_032:,} parameters')
+    model = build_model(Config.fromfile(config)).eval()
+    check_fit('out.pth', model.state_dict(), load_state_dict(tmp_path / 'out.pth'))
+    model.load_state_dict(load_state_dict(tmp_path / 'out.pth'))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model.head(model.neck(model.backbone(image))), plain(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ((DIGITS, 'none.pth', 'out.pth'), "checkpoint 'none.pth' does not exist"),
+        ((DIGITS, 'plain.pth', 'none/out.pth'), "the folder of the output 'none/out.pth' does not exist"),
+        ((CUE, 'plain.pth', 'out.pth'), 'is not of a classifier with an mmsb backbone'),
+        ((DIGITS, 'plain.pth', 'out.pth'), "checkpoint 'plain.pth' does not fit"),
+        ((DIGITS, 'headless.pth', 'out.pth'), "checkpoint 'headless.pth' does not fit: it has no fc.weight"),
+    ],
+)
+def test_weights_that_cannot_be_converted(arguments, said, tmp_path, run_tool):
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / 'plain.pth')
+    model = build_model(Config.fromfile(DIGITS))
+    torch.save(model.backbone.state_dict(), tmp_path / 'headless.pth')
+    done = run_tool('convert_weights.py', *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / 'out.pth').exists()

@@ -1,6 +1,6 @@
 """Make a checkpoint of a classification config out of a plain ResNet's weights, without training.
 
-With spatial bias the result computes the plain network's function: a classifier to test, to fine-tune or to predict with.
+With spatial bias the result computes the plain function: a classifier to test, to fine-tune or to predict with.
 
 python tools/convert_weights.py configs/imagenet/sb-resnet50_b256-100e_in1k.py resnet50.pth sb-resnet50.pth
 """

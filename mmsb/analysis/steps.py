@@ -35,8 +35,9 @@ class Setting:
     dtype: str = 'fp32'
 
     def __str__(self) -> str:
-        height, width = self.size_px
-        return f'{self.phase}, batch {self.batch_size}, {height} x {width}, {self.mode}, {self.memory_format}, {self.dtype}'
+        size = ' x '.join(map(str, self.size_px))
+        how = f'{self.mode}, {self.memory_format}, {self.dtype}'
+        return f'{self.phase}, batch {self.batch_size}, {size}, {how}'
 
     def images(self, device: torch.device, seed: int) -> Tensor:
         """Make a batch of random images, (B, 3, H, W)."""

@@ -32,6 +32,11 @@ def paper_rows() -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
+def as_printed(value: float, figure: str) -> str:
+    """Round a value to as many decimals as a figure of the paper has."""
+    return f'{value:.{len(figure.partition(".")[2])}f}'
+
+
 def paper_row(config: str | Path) -> dict[str, str] | None:
     """Find the last row of the paper's tables (the comparison, where a network has several) that a config is."""
     rows = [row for row in paper_rows() if row['config'] and not row['backbone_options']]

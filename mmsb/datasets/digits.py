@@ -34,7 +34,7 @@ WIDE_PX = 128  # side of a scene for detection
 WIDE_COUNTS = {'train': 800, 'val': 200}
 WIDE_DIGIT_PX = (24, 40)  # smallest and largest side of a digit
 GAP_PX = 2  # between things
-UNLABELLED, BACKGROUND = 0, 1 + len(CLASSES)  # in ADE20K's masks 0 is nothing to learn; digit d has 1 + d
+UNLABELLED, DIGIT, DISTRACTOR, BACKGROUND = range(4)  # of masks; 0 is nothing to learn, as in ADE20K's
 
 
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +88,8 @@ def wide_scene(
         labels: of the digits, (n,).
 
     Returns:
-        image (128, 128, 3); mask (128, 128) in ADE20K's numbering: 1 to 10 for the digits, 11 for the background, 0 for
-        the faint edges of digits; a mask (128, 128) of each digit's ink; and their labels.
+        image (128, 128, 3); mask (128, 128): 1 for the ink of digits, 2 for that of distractors, 3 for the background,
+        0 for faint edges; a mask (128, 128) of each digit's ink; and their labels.
     """
     canvas = Image.fromarray(rng.integers(20, 70, (WIDE_PX, WIDE_PX, 3)).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
@@ -113,12 +113,12 @@ def wide_scene(
         ink = enlarge(digits[number] if is_digit else _shuffle_quarters(rng, digits[number]), size)
         tint = rng.uniform(0.6, 1, 3)
         image[window] = np.maximum(image[window], (ink[..., None] * tint).astype(np.uint8))
+        mask[window][ink > 40] = UNLABELLED
+        mask[window][ink > 127] = DIGIT if is_digit else DISTRACTOR
         if is_digit:
             inks.append(np.zeros((WIDE_PX, WIDE_PX), bool))
             inks[-1][window] = ink > 127
             found.append(int(labels[number]))
-            mask[window][ink > 40] = UNLABELLED
-            mask[inks[-1]] = 1 + found[-1]
     return image, mask, inks, found
 
 

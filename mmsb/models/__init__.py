@@ -1,5 +1,21 @@
 from .bottleneck import Bottleneck
+from .context import BAT, CBAM, ECA, GC, GE, NL, SE, SK, SRM, ReducedNL
 from .resnet import SBResNet, SBResNetCifar
 from .spatial_bias import SpatialBias
 
-__all__ = ['Bottleneck', 'SBResNet', 'SBResNetCifar', 'SpatialBias']
+__all__ = [
+    'BAT',
+    'CBAM',
+    'ECA',
+    'GC',
+    'GE',
+    'NL',
+    'SE',
+    'SK',
+    'SRM',
+    'Bottleneck',
+    'ReducedNL',
+    'SBResNet',
+    'SBResNetCifar',
+    'SpatialBias',
+]

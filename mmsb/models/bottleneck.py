@@ -4,6 +4,7 @@ Source: He et al., "Deep Residual Learning for Image Recognition", with torchvis
 
 | slot | who fills it | contract |
 |---|---|---|
+| conv2 | the 3x3 convolution; SK replaces it | (B, C, H, W) -> (B, C, H', W') |
 | spatial_bias | SpatialBias, beside conv1 or conv2 | reads that conv's input, adds N maps behind its output |
 | after_conv1, after_conv2, after_conv3 | anything shape-preserving (SE, GC, ...) | (B, C, H, W) -> the same |
 | after_block | whole blocks (NL, BAT, ...) | (B, 4C, H, W) -> the same |
@@ -24,6 +25,7 @@ from mmsb.models.spatial_bias import SpatialBias, conv_of_concat, norm_of_maps
 from mmsb.options import check_keys, choose
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_block')
+BIAS_PARTS = ('spatial_bias', 'bias_norm', 'bias_conv')
 BIAS_OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'position', 'fusion', 'pool', 'mix')
 
 
@@ -65,6 +67,7 @@ class Bottleneck(BaseModule):
         style: 'pytorch' or 'caffe', see stride.
         spatial_bias: options of SpatialBias and `position` ('conv2' or 'conv1': the convolution that it accompanies)
             and `fusion` ('concat', or 'add': the sum of the N maps is added to every channel). None: no bias.
+        conv2: dict with the type of a layer in the place of the 3x3 convolution, built with its arguments. None: none.
         plugins: dicts with `cfg` and `position`, as in the libraries' ResNets.
         with_cp: recompute activations in the backward pass to save memory.
         drop_path_rate: share of samples whose residual branch is dropped in training.
@@ -87,6 +90,7 @@ class Bottleneck(BaseModule):
         downsample: nn.Module | None = None,
         style: str = 'pytorch',
         spatial_bias: dict | None = None,
+        conv2: dict | None = None,
         plugins: tuple[dict, ...] = (),
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
@@ -104,7 +108,9 @@ class Bottleneck(BaseModule):
 
         self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        self.conv2 = build_conv_layer(conv_cfg, width, width, groups=groups, bias=False, **geometry2)
+        if conv2 is not None and (not isinstance(conv2, Mapping) or 'type' not in conv2):
+            raise ValueError(f'conv2 must be a dict with a type, or None for the 3x3 convolution, got {conv2!r}')
+        self.conv2 = build_conv_layer(conv2 or conv_cfg, width, width, groups=groups, bias=False, **geometry2)
         self.bn2 = build_norm_layer(norm_cfg, width)[1]
         self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
         self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
@@ -120,6 +126,8 @@ class Bottleneck(BaseModule):
             self.bias_position = choose('spatial_bias.position', bias_cfg.pop('position', 'conv2'), ('conv1', 'conv2'))
             self.bias_fusion = choose('spatial_bias.fusion', bias_cfg.pop('fusion', 'concat'), ('concat', 'add'))
             beside_conv1 = self.bias_position == 'conv1'
+            if conv2 is not None:  # maps beside conv1 are read by the convolution that is no longer there
+                choose('spatial_bias.position with a conv2 of another type', self.bias_position, ('conv2',))
             self.spatial_bias = SpatialBias(in_channels if beside_conv1 else width, norm_cfg=norm_cfg, **bias_cfg)
             if self.bias_fusion == 'concat':
                 num_maps = self.spatial_bias.num_maps
@@ -145,8 +153,12 @@ class Bottleneck(BaseModule):
 
     def bias_modules(self) -> list[nn.Module]:
         """List the modules that a plain ResNet does not have: empty without spatial bias."""
-        names = ('spatial_bias', 'bias_norm', 'bias_conv')
-        return [module for name, module in self.named_children() if name in names]
+        return [module for name, module in self.named_children() if name in BIAS_PARTS]
+
+    def added_parts(self) -> list[str]:
+        """List the names of the bias's modules and of the layers in the slots beside the convolutions."""
+        plugins = [name for names in self.plugin_names.values() for name in names]
+        return [name for name, _ in self.named_children() if name in (*BIAS_PARTS, *plugins)]
 
     def plugins(self) -> list[nn.Module]:
         """List the layers in the slots."""
@@ -217,7 +229,7 @@ class Bottleneck(BaseModule):
 
 
 def _refuse_folded(conv: nn.Module) -> None:
-    if conv.bias is not None:  # it is built without one
+    if getattr(conv, 'bias', None) is not None:  # it is built without one
         raise ValueError(
             'a batch norm was folded into a convolution beside spatial bias, whose maps it also normalises: '
             'fuse_conv_bn gives wrong outputs here'

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.models.bottleneck import BIAS_OPTIONS, Bottleneck, plugins_of_block
-from mmsb.models.weights import check_pretrained, holds_spatial_bias, is_pretrained, take_over
+from mmsb.models.weights import check_pretrained, is_pretrained, parts_that_are_new, take_over
 from mmsb.options import check_keys, choose, known_options
 from mmsb.registry import MODELS
 
@@ -31,9 +31,9 @@ FRESH_INIT = (
 class SBResNet(BaseModule):
     """ResNet of bottlenecks with spatial bias: replaces `ResNet` in a config of any of the libraries.
 
-    Freezing (`frozen_stages`, `norm_eval`) is about weights that have been trained. A spatial bias that a warm start
-    from a plain ResNet left untrained is spared by both: it learns, and its batch norms gather statistics, in frozen
-    stages too. A bias that came with the checkpoint is frozen like everything else.
+    Freezing (`frozen_stages`, `norm_eval`) is about weights that have been trained. A spatial bias or a plugin that a
+    warm start from a plain ResNet left untrained is spared by both: it learns, and its batch norms gather statistics,
+    in frozen stages too. What came with the checkpoint is frozen like everything else.
 
     Args:
         depth: 50, 101 or 152.
@@ -42,6 +42,7 @@ class SBResNet(BaseModule):
         sb_stages: which stages have it; one bool a stage.
         plugins: dicts with `cfg`, `position` ('after_conv1', 'after_conv2', 'after_conv3', 'after_block') and,
             optionally, `stages` (one bool a stage) and `blocks` (indices of the blocks in each of these stages).
+        conv2: dict with the type of a layer in the place of each 3x3 convolution: mmsb.SK. None: none.
         groups: of the 3x3 convolutions, as in ResNeXt.
         base_width: channels a group at 64 base channels; used if groups > 1.
         in_channels: channels of the image.
@@ -84,6 +85,7 @@ class SBResNet(BaseModule):
         sb_stages: Sequence[bool] = PAPER_STAGES,
         plugins: Sequence[dict] | None = None,
         *,
+        conv2: dict | None = None,
         groups: int = 1,
         base_width: int = 4,
         in_channels: int = 3,
@@ -161,6 +163,7 @@ class SBResNet(BaseModule):
                 stride=strides[i],
                 dilations=grid,
                 plugins=[plugins_of_block(plugins or (), i, j, num_stages) for j in range(blocks[i])],
+                conv2=conv2,
                 groups=groups,
                 width=int(channels * base_width / base_channels) * groups if groups > 1 else channels,
                 style=style,
@@ -173,7 +176,7 @@ class SBResNet(BaseModule):
         self.num_stages = num_stages
 
         self.checkpoint = checkpoints[-1] if checkpoints else None
-        self.bias_is_new = bool(checkpoints and self.bias_modules()) and not holds_spatial_bias(self.checkpoint)
+        self.new_parts = parts_that_are_new(self.added_parts(), self.checkpoint) if checkpoints else []
         self._freeze()
         self.train()
 
@@ -253,6 +256,11 @@ class SBResNet(BaseModule):
         """List the modules that a plain ResNet does not have: empty without spatial bias."""
         return [part for block in self.modules() if isinstance(block, Bottleneck) for part in block.bias_modules()]
 
+    def added_parts(self) -> list[str]:
+        """List the names of the parts that a plain ResNet does not have: spatial bias and plugins."""
+        blocks = [(name, block) for name, block in self.named_modules() if isinstance(block, Bottleneck)]
+        return [f'{name}.{part}' for name, block in blocks for part in block.added_parts()]
+
     def init_weights(self) -> None:
         """Initialise, then take over the checkpoint of a `Pretrained` init_cfg, if there is one.
 
@@ -284,9 +292,8 @@ class SBResNet(BaseModule):
     def _freeze(self) -> None:
         for part in self._frozen_parts():
             part.requires_grad_(False)
-        if self.bias_is_new:
-            for part in self.bias_modules():
-                part.requires_grad_(True)
+        for part in self.new_parts:
+            self.get_submodule(part).requires_grad_(True)
 
     def train(self, mode: bool = True) -> 'SBResNet':
         """Switch to training or evaluation; what is frozen stays in evaluation."""
@@ -297,9 +304,8 @@ class SBResNet(BaseModule):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        if self.bias_is_new:
-            for part in self.bias_modules():
-                part.train(mode)
+        for part in self.new_parts:
+            self.get_submodule(part).train(mode)
         return self
 
 

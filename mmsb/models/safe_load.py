@@ -29,32 +29,48 @@ def local_path(path: str | os.PathLike) -> str | None:
     return None if '://' in path else os.path.expanduser(path)
 
 
+def load_checkpoint(path: str | os.PathLike, *, trust: bool = False):
+    """Load all that a checkpoint holds, onto the CPU, without running code from a local file.
+
+    Args:
+        path: local file (.pth of any library, .safetensors), URL, or 'torchvision://resnet50' and the like.
+        trust: whether a local file that is more than data may run its code.
+
+    Raises:
+        FileNotFoundError: if a local file is missing.
+        ValueError: if a local file cannot be read, or holds something that is not data.
+    """
+    path = os.fspath(path)
+    file = local_path(path)
+    if file is None:
+        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    require_file(path)
+    try:
+        if trust and not file.endswith('.safetensors'):
+            return torch.load(file, map_location='cpu', weights_only=False)
+        return _load_data_only(file)
+    except Exception as error:  # a file that is no checkpoint raises anything
+        said = str(error.__context__ or error).strip() or type(error).__name__  # the cause, without torch's advice
+        raise ValueError(f'checkpoint {path!r} cannot be read as data: {said.splitlines()[0]}') from error
+
+
 def load_state_dict(path: str | os.PathLike) -> dict:
     """Load the weights of a checkpoint, onto the CPU, without running code from a local file.
 
     Args:
-        path: local file (.pth of any library, .safetensors), URL, or 'torchvision://resnet50' and the like.
+        path: see `load_checkpoint`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
         ValueError: if the file holds no state dict, or something that is not data.
     """
-    path = os.fspath(path)
-    file = local_path(path)
-    if file is None:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    else:
-        require_file(path)
-        try:
-            checkpoint = _load_data_only(file)
-        except Exception as error:  # a file that is no checkpoint raises anything
-            said = str(error.__context__ or error).strip() or type(error).__name__  # the cause, without torch's advice
-            raise ValueError(f'checkpoint {path!r} cannot be read as data: {said.splitlines()[0]}') from error
+    checkpoint = load_checkpoint(path)
     for name in _CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
     if not isinstance(checkpoint, Mapping) or not any(isinstance(value, Tensor) for value in checkpoint.values()):
-        raise ValueError(f'checkpoint {path!r} holds no state dict: names and tensors, or these under {_CONTAINERS}')
+        containers = f'names and tensors, or these under {_CONTAINERS}'
+        raise ValueError(f'checkpoint {os.fspath(path)!r} holds no state dict: {containers}')
     return {key.removeprefix('module.'): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
 
 

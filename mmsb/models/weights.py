@@ -14,6 +14,7 @@ from mmsb.models.safe_load import load_state_dict, local_path
 from mmsb.options import check_keys
 
 _BIAS = re.compile(r'\.(spatial_bias|bias_norm|bias_conv)\.')
+_HEAD = re.compile(r'^(head\.)?fc\.')
 _BACKBONE = re.compile(r'^(stem|conv1|bn1|gn1|layer\d+)\.')
 
 
@@ -61,15 +62,20 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
     return backbone
 
 
-def holds_spatial_bias(pretrained: Mapping) -> bool:
-    """Tell whether the local file of a `Pretrained` init_cfg has trained spatial bias; False if it is no local file.
+def parts_that_are_new(parts: list[str], pretrained: Mapping) -> list[str]:
+    """List those of the parts of a network that the checkpoint of a `Pretrained` init_cfg has no weight of.
 
-    Asked when the network is built: what is frozen must be known before it is wrapped for distributed training.
+    Asked when the network is built: what is frozen must be known before it is wrapped for distributed training. A file
+    that is not there yet is taken for a plain ResNet's.
     """
     path = local_path(pretrained['checkpoint'])
-    if path is None or not os.path.isfile(path):
-        return False
-    return any(map(_BIAS.search, read_backbone(path, pretrained.get('prefix'))))
+    if not parts or path is None or not os.path.isfile(path):
+        return parts
+    return _absent(parts, read_backbone(path, pretrained.get('prefix')))
+
+
+def _absent(parts: list[str], state: Mapping[str, Tensor]) -> list[str]:
+    return [part for part in parts if not any(key.startswith(f'{part}.') for key in state)]
 
 
 def check_fit(path: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
@@ -95,10 +101,12 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
     """Copy the weights of the checkpoint of a `Pretrained` init_cfg into an SBResNet.
 
     From a plain ResNet (warm start) the shared weights are copied and the spatial bias starts silent: the network
-    computes the plain ResNet's function and learns the bias from there. From an SBResNet everything is copied.
+    computes the plain ResNet's function and learns the bias from there. From an SBResNet everything is copied. A plugin
+    that the checkpoint has nothing of keeps its initial values.
 
     Raises:
-        ValueError: if the checkpoint does not fit: a shape, a missing or an unknown weight.
+        ValueError: if the checkpoint does not fit: a shape, a missing or an unknown weight, 3x3 convolutions where the
+            network has another layer.
         FileNotFoundError: if it does not exist.
     """
     path = pretrained['checkpoint']
@@ -108,20 +116,25 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
     if theirs.pop('conv1.bias', None) is not None:  # Caffe's ResNets have one before their first batch norm
         print_log(f'conv1.bias of {path!r} is left out, as the libraries do', logger='current')
     trained_bias = any(map(_BIAS.search, theirs))
-    if trained_bias and backbone.bias_is_new:
+    new = _absent(backbone.added_parts(), theirs)
+    late = [part for part in backbone.new_parts if part not in new]
+    if late:
         raise ValueError(
-            f'checkpoint {path!r} has trained spatial bias, known only now that it is downloaded: give the local file'
+            f'checkpoint {path!r} has trained {_names(late)}, known only now that it is downloaded: give the local file'
         )
-    plugins = _plugin_prefixes(backbone)
-    needed = {
-        key: value
-        for key, value in backbone.state_dict().items()
-        if key in theirs or not (key.startswith(plugins) or (not trained_bias and _BIAS.search(key)))
-    }
-    check_fit(path, needed, theirs)
+    ours = backbone.state_dict()
+    if 'layer1.0.conv2.weight' in theirs and 'layer1.0.conv2.weight' not in ours:
+        kind = type(backbone.layer1[0].conv2).__name__
+        raise ValueError(
+            f'checkpoint {path!r} does not fit: it has 3x3 convolutions where the network has {kind}, which has no use '
+            f'for their weights: train from scratch, or start from a checkpoint with {kind}'
+        )
+    # a plugin is new as a whole or not at all, the bias in the whole network
+    new = tuple(f'{part}.' for part in new if not (trained_bias and _BIAS.search(f'{part}.')))
+    check_fit(path, {key: value for key, value in ours.items() if key in theirs or not key.startswith(new)}, theirs)
 
     backbone.load_state_dict(theirs, strict=False)
-    new = [key for key, _ in backbone.named_parameters() if key not in theirs]
+    fresh = [key for key, _ in backbone.named_parameters() if key not in theirs]
     if backbone.bias_modules() and not trained_bias:
         for block in backbone.modules():
             if hasattr(block, 'silence_bias'):
@@ -129,7 +142,7 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
         start = '; spatial bias starts silent'
     else:
         start = ''
-    print_log(f'took over {len(theirs)} tensors of {path!r}; {len(new)} parameters are new{start}', logger='current')
+    print_log(f'took over {len(theirs)} tensors of {path!r}; {len(fresh)} parameters are new{start}', logger='current')
 
 
 def take_over_classifier(model: nn.Module, path: str) -> None:
@@ -143,18 +156,9 @@ def take_over_classifier(model: nn.Module, path: str) -> None:
         ValueError: if the head is not in the checkpoint or has another shape.
     """
     theirs = load_state_dict(path)
-    head = {key.removeprefix('head.'): value for key, value in theirs.items() if key.split('.')[-2] == 'fc'}
+    head = {key.removeprefix('head.'): value for key, value in theirs.items() if _HEAD.match(key)}
     check_fit(path, model.head.state_dict(), head)
     model.head.load_state_dict(head)
-
-
-def _plugin_prefixes(backbone: nn.Module) -> tuple[str, ...]:
-    return tuple(
-        f'{block_name}.{name}.'
-        for block_name, block in backbone.named_modules()
-        for names in getattr(block, 'plugin_names', {}).values()
-        for name in names
-    )
 
 
 def _names(keys: list[str]) -> str:

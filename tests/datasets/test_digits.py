@@ -33,7 +33,7 @@ def test_splits_share_no_digit():
 
 def test_files_are_the_same_on_every_machine(demo_data, tmp_path):
     digits.write(tmp_path)
-    for name, count in (('digits', 1797), ('digits-cue', 4800)):
+    for name, count in (('digits', 1797), ('digits-cue', 4800), ('digits-scenes', 2000)):
         paths = sorted((tmp_path / name).rglob('*.png'))
         assert len(paths) == count
         sums = [
@@ -67,6 +67,37 @@ def test_only_spatial_bias_sees_the_patch_from_the_digits(spatial_bias):
         reached = x.grad[0].abs().sum(0)[torch.from_numpy(_is_patch(image))]
         assert len(reached) > 50
         assert bool((reached > 0).all() if spatial_bias is not None else (reached == 0).all())
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_scenes_say_the_same_in_both_formats(split, demo_data):
+    coco_api = pytest.importorskip('pycocotools.coco')
+    folder = demo_data / 'data/demo/digits-scenes'
+    coco = coco_api.COCO(folder / f'annotations/instances_{split}.json')
+    assert len(coco.imgs) == digits.WIDE_COUNTS[split]
+    classes, labels = set(), set()
+    for number, image in list(coco.imgs.items())[:60]:
+        mask = np.asarray(Image.open(folder / 'masks' / split / image['file_name']))
+        assert mask.shape == (image['height'], image['width']) == (128, 128)
+        assert np.asarray(Image.open(folder / 'images' / split / image['file_name'])).shape == (128, 128, 3)
+        inks = np.zeros_like(mask, bool)
+        annotations = coco.imgToAnns[number]
+        assert annotations
+        for annotation in annotations:
+            ink = coco.annToMask(annotation).astype(bool)
+            assert not inks[ink].any(), 'digits do not overlap'
+            assert annotation['area'] == ink.sum()
+            left, top, width, height = annotation['bbox']
+            inside = ink[top : top + height, left : left + width]
+            assert inside.sum() == ink.sum()
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1])), 'the box is tight'
+            inks |= ink
+            classes.add(annotation['category_id'])
+            assert coco.cats[annotation['category_id']]['name'] == str(annotation['category_id'] - 1)
+        assert np.array_equal(mask == digits.DIGIT, inks)
+        labels |= set(np.unique(mask))
+    assert classes == set(range(1, 11))
+    assert labels == {digits.UNLABELLED, digits.DIGIT, digits.DISTRACTOR, digits.BACKGROUND}
 
 
 def test_an_interrupted_write_leaves_no_set_behind(tmp_path, monkeypatch):

@@ -75,7 +75,8 @@ def snapshot(net):
 
 
 def changed(net, before):
-    return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    after = net.state_dict()
+    return {name for name, value in before.items() if not torch.equal(after[name], value)}
 
 
 @pytest.fixture(scope='module')
@@ -300,6 +301,87 @@ def test_a_checkpoint_of_an_sb_resnet_comes_back_whole(trained):
     assert changed(net, state) == set()
 
 
+# Plugins and other layers in the place of the 3x3 convolution.
+
+SE = dict(plugins=[dict(cfg=dict(type='mmsb.SE', ratio=4), position='after_conv3')])
+NL = dict(plugins=[dict(cfg=dict(type='mmsb.NL'), position='after_block')])
+
+
+@pytest.fixture(scope='module')
+def trained_se(tmp_path_factory):
+    path = tmp_path_factory.mktemp('trained') / 'se_resnet50.pth'
+    torch.manual_seed(4)
+    torch.save(scramble_norms(SBResNet(base_channels=8, spatial_bias=None, **SE)).state_dict(), path)
+    return path
+
+
+def test_a_block_without_effect_starts_as_the_plain_network(plain):
+    torch.testing.assert_close(outputs(start(plain, **NL)), outputs(plain_network()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('bias', [None, dict()])
+def test_frozen_stages_spare_an_untrained_plugin(plain, bias):
+    net = start(plain, frozen_stages=1, norm_eval=True, spatial_bias=bias, **NL)
+    before = snapshot(net)
+    step(net), step(net)  # the first one finds the scale of its norm at zero
+    after = {name for name in changed(net, before) if name.startswith(('conv1', 'bn1', 'layer1.'))}
+    assert {name for name in after if 'nl' not in name and not is_new(name)} == set()
+    assert {
+        f'layer1.0.nl.{name}' for name in ('g.conv.weight', 'conv_out.bn.weight', 'conv_out.bn.running_var')
+    } <= after
+    assert ('layer1.0.bias_conv.weight' in after) == (bias is not None)
+
+
+def test_frozen_stages_freeze_a_trained_plugin(trained_se):
+    state = torch.load(trained_se)
+    net = start(trained_se, frozen_stages=1, **SE)  # its bias is new
+    assert net.state_dict().keys() > state.keys()
+    assert changed(net, state) == set()
+    step(net)
+    after = {name for name in changed(net, state) if name.startswith('layer1.')}
+    assert after == set()
+    assert {name for name, p in net.layer1.named_parameters() if p.requires_grad} == {
+        name for name, _ in net.layer1.named_parameters() if is_new(name)
+    }
+
+
+def test_a_plugin_is_in_a_checkpoint_as_a_whole(trained_se, tmp_path):
+    state = torch.load(trained_se)
+    del state['layer2.1.se.block.conv2.conv.bias']
+    torch.save(state, tmp_path / 'part.pth')
+    with pytest.raises(ValueError, match=r'it has no layer2\.1\.se\.block\.conv2\.conv\.bias$'):
+        start(tmp_path / 'part.pth', **SE)
+    with pytest.raises(ValueError, match=r'the network has no layer1\.0\.se\.\S+ and \d+ more'):
+        start(trained_se)
+
+
+@pytest.mark.parametrize(('options', 'part'), [(dict(), 'spatial_bias'), (dict(SE, spatial_bias=None), 'se')])
+def test_what_was_trained_must_be_known_when_the_network_is_built(options, part, tmp_path):
+    """As with an address: what is frozen was settled before the file was there."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'late.pth'))
+    net = SBResNet(base_channels=8, init_cfg=init_cfg, frozen_stages=1, **options)
+    torch.save(net.state_dict(), tmp_path / 'late.pth')
+    with pytest.raises(ValueError, match=rf'has trained layer1\.0\.{part} and \d+ more, .* give the local file'):
+        net.init_weights()
+
+
+@pytest.mark.parametrize('options', [dict(), dict(groups=2, base_width=4)])
+def test_3x3_convolutions_do_not_fit_selective_kernels(options, plain):
+    with pytest.raises(ValueError) as error:
+        start(plain, conv2=dict(type='mmsb.SK'), **options)
+    assert all(word in str(error.value) for word in (str(plain), '3x3 convolutions', 'SK', 'from scratch'))
+    assert '\n' not in str(error.value)
+
+
+def test_selective_kernels_come_back_whole(tmp_path):
+    trained = scramble_norms(SBResNet(base_channels=8, spatial_bias=None, conv2=dict(type='mmsb.SK')))
+    torch.save(trained.state_dict(), tmp_path / 'sk.pth')
+    net = start(tmp_path / 'sk.pth', conv2=dict(type='mmsb.SK'), frozen_stages=1)
+    assert changed(net, trained.state_dict()) == set()
+    assert not any(p.requires_grad for p in net.layer1[0].conv2.parameters())
+    torch.testing.assert_close(outputs(net), outputs(trained), rtol=1e-5, atol=1e-5)
+
+
 # What is refused.
 
 
@@ -436,7 +518,7 @@ def test_every_spelling_of_pretrained_is_a_warm_start(kind, path, tmp_path):
     torch.save(SBResNetCifar(11, None).state_dict(), tmp_path / 'plain.pth')
     net = SBResNetCifar(11, init_cfg=dict(type=kind, checkpoint=path(tmp_path / 'plain.pth')), frozen_stages=1)
     net.init_weights()
-    assert net.bias_is_new
+    assert 'layer1.0.spatial_bias' in net.new_parts
     assert not net.layer1[0].bias_conv.weight.any()
 
 
@@ -445,7 +527,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     trained = SBResNetCifar(11)
     torch.save(trained.state_dict(), tmp_path / 'sb.pth')
     net = SBResNetCifar(11, init_cfg=dict(type='Pretrained', checkpoint='~/sb.pth'))
-    assert not net.bias_is_new
+    assert net.new_parts == []
     net.init_weights()
     assert torch.equal(net.layer1[0].bias_conv.weight, trained.layer1[0].bias_conv.weight)
 

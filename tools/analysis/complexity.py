@@ -61,7 +61,8 @@ def paper_table() -> list[list[str]]:
             continue
         counts = zoo.measure(zoo.load(row['config'], row['backbone_options']), _paper_shape(row))
         params, macs, ops, _ = figures(counts)
-        marks = params if params == row['params_m'] else f'{params} (!)'
+        met = zoo.as_printed(counts.params / 1e6, row['params_m']) == row['params_m']
+        marks = params if met else f'{params} (!)'
         if row['mflops']:
             ops += f' ({(counts.ops / 1e6 / float(row["mflops"]) - 1) * 100:+.2f} %)'
         rows.append([row['table'], row['system'], row['setting'], marks, row['params_m'], macs, ops, row['mflops']])

@@ -1,4 +1,0 @@
-# The plain network beside fpn_sb-resnet20_b16-400i_digits-scenes.py.
-# python tools/train.py configs/demo/fpn_resnet20_b16-400i_digits-scenes.py
-_base_ = 'fpn_sb-resnet20_b16-400i_digits-scenes.py'
-model = dict(backbone=dict(spatial_bias=None))

@@ -1,0 +1,38 @@
+"""Convolutional block attention: first the channels are scaled, then the positions, each by means and maxima.
+
+Source: Woo et al., "CBAM: Convolutional Block Attention Module", arXiv:1807.06521, equations 2 and 3; the block is
+timm's `CbamModule`. Differs from the paper: a batch norm behind the 7x7 convolution, as in the authors' code.
+"""
+
+from torch import Tensor, nn
+
+from mmsb.models.context.library import from_library, plain_norms, reduced_channels
+from mmsb.options import known_options
+from mmsb.registry import MODELS
+
+
+@MODELS.register_module()
+class CBAM(nn.Module):
+    """Channels: global mean and maximum, each through 1x1 conv to C / ratio, ReLU, 1x1 conv to C; sigmoid of the sum.
+    Positions: mean and maximum over the channels, 7x7 conv of both, norm, sigmoid.
+
+    Args:
+        in_channels: C.
+        ratio: the reduction.
+
+    Raises:
+        ValueError: for a ratio that leaves no channel.
+        ImportError: without timm.
+    """
+
+    @known_options
+    def __init__(self, in_channels: int, *, ratio: int = 16):
+        super().__init__()
+        reduced = reduced_channels('CBAM', in_channels, ratio)
+        self.block = plain_norms(
+            from_library('CBAM', 'timm.layers.cbam', 'CbamModule')(in_channels, rd_channels=reduced)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels and positions of `x`, (B, C, H, W)."""
+        return self.block(x)

@@ -1,0 +1,32 @@
+"""Efficient channel attention: each channel is scaled by what a short convolution along the channels' means says.
+
+Source: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", arXiv:1910.03151,
+equations 9 and 12; the block is timm's `EcaModule`.
+"""
+
+from torch import Tensor, nn
+
+from mmsb.models.context.library import from_library
+from mmsb.options import known_options
+from mmsb.registry import MODELS
+
+
+@MODELS.register_module()
+class ECA(nn.Module):
+    """Global mean, Conv1d along the channels, sigmoid; times the input. The kernel grows with the logarithm of C.
+
+    Args:
+        in_channels: C.
+
+    Raises:
+        ImportError: without timm.
+    """
+
+    @known_options
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.block = from_library('ECA', 'timm.layers', 'EcaModule')(in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of `x`, (B, C, H, W)."""
+        return self.block(x)

@@ -1,0 +1,74 @@
+"""Selective kernel: a 3x3 convolution and one of twice its dilation, and for each channel a softmax between the two.
+
+Source: Li et al., "Selective Kernel Networks", arXiv:1903.06586, section 3.1; the block is timm's `SelectiveKernel`.
+Differs from the paper: nothing in the block. In SBResNet it stands in the place of the 3x3 convolution alone, so that
+the batch norm and the ReLU behind that one follow it: 2 numbers a channel more than in SKNet. That is the structure
+which the table of the spatial bias paper counts (27.49 M; timm's `skresnext50_32x4d` is 27.48 M).
+"""
+
+from torch import Tensor, nn
+
+from mmsb.models.context.library import check_batch, from_library, plain_norms, reduced_channels
+from mmsb.options import choose, known_options
+from mmsb.registry import MODELS
+
+_MIN_CHANNELS = 32  # L in the paper
+
+
+@MODELS.register_module()
+class SK(nn.Module):
+    """Two grouped 3x3 convs of dilation d and 2d, each with norm and ReLU; their weighted sum, channel by channel.
+
+    The weights: global mean of the sum of both, 1x1 conv to max(C / ratio, 32), norm, ReLU, 1x1 conv to 2C, softmax
+    over the two. Built as a convolution is; the first arguments are a convolution's, and given by the block.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: C.
+        kernel_size: 3.
+        stride: of both convolutions.
+        padding: equal to dilation.
+        dilation: d.
+        groups: of both convolutions.
+        bias: False.
+        ratio: the reduction.
+
+    Raises:
+        ValueError: for a geometry that it does not have, and a ratio that leaves no channel; in training on one image.
+        ImportError: without timm.
+    """
+
+    @known_options
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        ratio: int = 16,
+    ):
+        super().__init__()
+        choose('kernel_size of SK', kernel_size, (3,))
+        choose('padding of SK', padding, (dilation,))
+        choose('bias of SK', bias, (False,))
+        self.block = plain_norms(
+            from_library('SK', 'timm.layers', 'SelectiveKernel')(
+                in_channels,
+                out_channels,
+                stride=stride,
+                dilation=dilation,
+                groups=groups,
+                rd_channels=reduced_channels('SK', out_channels, ratio, _MIN_CHANNELS),
+                split_input=False,
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C, H', W')."""
+        check_batch('SK', self.block.attn.bn, len(x))
+        return self.block(x)
