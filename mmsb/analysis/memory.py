@@ -81,6 +81,7 @@ def _peak_here(step: Step) -> int:
 
 def main() -> None:
     task = json.loads(sys.argv[1])
+    limit_to_free_memory()  # the process that waits holds some of it
     task['setting']['size_px'] = tuple(task['setting']['size_px'])
     setting, device = Setting(**task['setting']), torch.device('cpu')
     network = Network(Source(**task['source']), device, task['seed'])

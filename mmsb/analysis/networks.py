@@ -116,8 +116,10 @@ def sources_of(configs: Sequence[str], plain: str | None = None) -> tuple[list[S
         FileNotFoundError: if there is no such config.
         ValueError: if there is no plain network to compare with.
     """
-    found = {zoo.find(config).resolve(): Source('', config) for config in reversed(configs)}
-    sources = list(found.values())[::-1]
+    found: dict[Path, Source] = {}
+    for config in configs:
+        found.setdefault(zoo.find(config).resolve(), Source('', config))
+    sources = list(found.values())
     if plain is not None:
         chosen = found.get(zoo.find(plain).resolve()) or Source('', plain)
     else:

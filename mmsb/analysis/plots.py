@@ -7,6 +7,7 @@ import matplotlib as mpl
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 _VARYING = ('phase', 'batch_size', 'mode', 'memory_format', 'dtype')
 
@@ -45,8 +46,12 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
     groups = _group([figures for figures in results if figures['network'] in top1], _VARYING)
     if not groups:
         return False
-    figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 4), layout='constrained', squeeze=False)
-    for axis, (group, members) in zip(axes[0], groups.items(), strict=True):
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), layout='constrained', squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (group, members) in zip(axes.flat, groups.items(), strict=False):
         places = {member['network']: (member['images_per_s'], top1[member['network']]) for member in members}
         for member in members:
             name = member['network']
@@ -90,7 +95,14 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
                     axis.plot(
                         *zip(*points, strict=True), style, marker='o', markersize=3, color=colours[name], label=name
                     )
-            axis.set(xlabel='pixels', ylabel=label, xscale='log', yscale='log')
+            axis.set(xlabel='height x width (px); the scale is of their product', ylabel=label)
+            axis.set(xscale='log', yscale='log')
+            sizes = {member['size_px'][0] * member['size_px'][1]: member['size_px'] for member in members}
+            axis.set_xticks(list(sizes), ['x'.join(map(str, size)) for size in sizes.values()], fontsize='x-small')
+            axis.set_xticks([], minor=True)
+            for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axis.tick_params(axis='y', which='both', labelsize='x-small')
             axis.set_title(_title(group), fontsize='small')
         row[-1].legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)

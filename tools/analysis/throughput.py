@@ -11,6 +11,7 @@ random.
 import argparse
 import itertools
 import logging
+import re
 import sys
 import warnings
 
@@ -82,12 +83,12 @@ def parse_args():
 
 
 def find_device(name: str | None) -> torch.device:
-    device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    if device.type == 'cuda' and not torch.cuda.is_available():
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
+        raise ValueError(f'--device must be cpu, cuda or cuda:N, got {name!r}')
+    if name != 'cpu' and not torch.cuda.is_available():
         raise ValueError(f'--device {name}: PyTorch finds no GPU here')
-    if device.type not in ('cpu', 'cuda'):
-        raise ValueError(f"--device must be one of ['cpu', 'cuda'], got {name!r}")
-    return device
+    return torch.device(name)
 
 
 def settings_of(args, plain: networks.Source) -> list[Setting]:
@@ -113,17 +114,32 @@ def spread(figures: dict, name: str, decimals: int) -> str:
     return f'{figures[name]:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})'
 
 
-def table(results: list[dict]) -> str:
-    """Lay out what was measured in one setting, and below it the reasons of empty cells."""
+def table(results: list[dict], paper: dict[str, float]) -> str:
+    """Lay out what was measured in one setting, and below it the reasons of empty cells.
+
+    Args:
+        results: of the setting.
+        paper: its time relative to the plain network, in inference.
+    """
     memory = any(figures['peak_mib'] is not None for figures in results)
-    header = ['network', 'ms', 'images/s', 'time / plain', *(['peak MiB'] if memory else [])]
+    paper = paper if results[0]['phase'] == 'inference' else {}
+    header = ['network', 'ms', 'images/s', 'time / plain', *(['paper'] if paper else [])]
+    header += ['peak MiB'] if memory else []
     rows = []
     for figures in results:
-        peak = '' if figures['peak_mib'] is None else f'{figures["peak_mib"]:.0f}'
-        values = [spread(figures, 'ms', 1), spread(figures, 'images_per_s', 1), spread(figures, 'time_ratio', 3)]
-        rows.append([figures['network'], *values, *([peak] if memory else [])])
+        name, peak = figures['network'], figures['peak_mib']
+        row = [name, spread(figures, 'ms', 1), spread(figures, 'images_per_s', 1), spread(figures, 'time_ratio', 3)]
+        row += [f'{paper[name]:.2f}' if name in paper else ''] if paper else []
+        row += ['' if peak is None else f'{peak:.0f}'] if memory else []
+        rows.append(row)
     reasons = [f'* {figures["network"]}: {figures["reason"]}' for figures in results if figures['reason']]
-    return '\n'.join([markdown(header, rows), *reasons])
+    return markdown(header, rows) + ('\n\n' + '\n'.join(reasons) if reasons else '')
+
+
+def paper_time(described: dict[str, dict], plain: str) -> dict[str, float]:
+    """Compute the paper's time of an image relative to the plain network, from its images a second."""
+    speeds = {name: about['paper_images_per_s'] for name, about in described.items() if about['paper_images_per_s']}
+    return {name: speeds[plain] / speed for name, speed in speeds.items()} if plain in speeds else {}
 
 
 def main() -> None:
@@ -143,6 +159,7 @@ def main() -> None:
     if device.type == 'cpu' and not plan.memory:
         print('Peak memory is not measured: on the CPU --memory does it, in a process for each figure.')
     described = {source.name: describe(source) for source in sources}
+    paper = paper_time(described, plain.name)
 
     def write(results: list[dict], complete: bool) -> None:
         data = dict(machine=about, plain=plain.name, networks=described, complete=complete, results=results)
@@ -156,7 +173,7 @@ def main() -> None:
             results = summarise_all(cells, plain.name)
             write(results, complete=False)
             if len(results) > printed and finished(cells, plan.rounds):
-                print(f'\n{cells[-1].setting}\n\n{table(results[printed:])}', flush=True)
+                print(f'\n{cells[-1].setting}\n\n{table(results[printed:], paper)}', flush=True)
                 printed = len(results)
     write(results, complete=True)
     if args.plot:
@@ -170,12 +187,14 @@ def finished(cells: list[Cell], rounds: int) -> bool:
 
 
 def describe(source: networks.Source) -> dict:
-    """Write down what a network is, and the accuracy that the paper has for it."""
-    row = None if source.backbone_options else zoo.paper_row(source.config)
-    top1 = None
-    if row and (row['top1'] or row['top1_err']):
-        top1 = float(row['top1']) if row['top1'] else round(100 - float(row['top1_err']), 2)
-    return dict(config=source.config, backbone_options=source.backbone_options, paper_top1=top1)
+    """Write down what a network is, and what the paper has for it."""
+    row = (None if source.backbone_options else zoo.paper_row(source.config)) or {}
+    top1 = float(row['top1']) if row.get('top1') else None
+    if row.get('top1_err'):
+        top1 = round(100 - float(row['top1_err']), 2)
+    speed = float(row['images_per_s']) if row.get('images_per_s') else None
+    options = source.backbone_options
+    return dict(config=source.config, backbone_options=options, paper_top1=top1, paper_images_per_s=speed)
 
 
 def draw(results: list[dict], described: dict[str, dict], path: str) -> None:
