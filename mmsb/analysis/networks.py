@@ -138,7 +138,8 @@ def _plain_of(source: Source) -> Source:
     cfg, path = source.load(), zoo.find(source.config)
     beside = path.with_name(path.name.replace('sb-', ''))
     if beside.is_file() and is_plain(zoo.load(beside)):
-        return Source('', str(beside))
+        shipped = beside.is_relative_to(zoo.CONFIGS)
+        return Source('', str(beside.relative_to(zoo.CONFIGS) if shipped else beside))
     if zoo.is_classifier(cfg) and path.parent.name == 'imagenet':
         return Source('', PLAIN_IMAGENET)
     backbone = cfg.model.get('backbone') or {}

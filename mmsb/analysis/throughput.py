@@ -5,6 +5,7 @@ them; the ratio to the plain network is taken within each round, and only then t
 """
 
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,51 +174,60 @@ def measure(
     Yields:
         All cells so far, after each round.
     """
-    networks = []
-    for done, source in enumerate(sources):
-        show('networks built', done, len(sources))
-        networks.append(Network(source, device, plan.seed))
-    show('networks built', len(sources), len(sources))
-    by_name = {source.name: source for source in sources}
-    total = len(settings) * len(networks) * (plan.rounds + 1)  # the preparation counts as one
-    done = 0
+    networks = {}
+    for source in sources:
+        networks[source] = Network(source, device, plan.seed)
+        show('networks built', len(networks), len(sources))
+    cells: list[Cell] = []
+    per_setting = len(networks) * (plan.rounds + 1)  # a preparation counts as a sample
+    for index, setting in enumerate(settings):
+        here = [Cell(source.name, setting) for source in sources]
+        cells += here
+        taken = itertools.count(index * per_setting + 1)
 
-    def count(*_) -> None:
-        nonlocal done
-        done += 1
-        show('samples', done, total)
+        def count(taken=taken) -> None:
+            show('samples', next(taken), len(settings) * per_setting)
+
+        for _ in _measure_setting(networks, here, plan, device, count):
+            yield cells
+        if setting.mode == 'compile':
+            torch._dynamo.reset()
+        _collect(device)
+        # those that fell out too
+        show('samples', (index + 1) * per_setting, len(settings) * per_setting)
+
+
+def _measure_setting(
+    networks: Mapping[Source, Network],
+    cells: Sequence[Cell],
+    plan: Plan,
+    device: torch.device,
+    count: Callable[[], None],
+) -> Iterator[None]:
+    """Fill the cells of one setting, one for each network; yields after each round."""
 
     def wait() -> None:
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
 
-    cells: list[Cell] = []
-    for index, setting in enumerate(settings):
-        here = {network.name: Cell(network.name, setting) for network in networks}
-        cells += here.values()
-        with ExitStack() as steps:
-            samples = {}
-            for network in networks:
-                try:
-                    step = steps.enter_context(closing(Step(network, setting, setting.images(device, plan.seed))))
-                    calls = _prepare(step, by_name[network.name], here[network.name], plan, wait)
-                    samples[network.name] = _taking(step, calls, wait, count)
-                except Exception as error:  # whatever it is becomes the reason of an empty cell
-                    here[network.name].fail(error)
-                step = None
-                count()
-                _collect(device)
-            yield cells
-            for seconds in interleave(samples, plan.rounds, lambda name, error, here=here: here[name].fail(error)):
-                for name, value in seconds.items():
-                    here[name].seconds.append(value)
-                yield cells
-        samples = None
-        if setting.mode == 'compile':
-            torch._dynamo.reset()
-        _collect(device)
-        done = (index + 1) * len(networks) * (plan.rounds + 1)  # those that fell out too
-        show('samples', done, total)
+    by_name = {cell.network: cell for cell in cells}
+    images, samples = None, {}
+    with ExitStack() as steps:
+        for cell, (source, network) in zip(cells, networks.items(), strict=True):
+            try:
+                images = cell.setting.images(device, plan.seed) if images is None else images
+                step = steps.enter_context(closing(Step(network, cell.setting, images)))
+                calls = _prepare(step, source, cell, plan, wait)
+                samples[cell.network] = _taking(step, calls, wait, count)
+            except Exception as error:  # whatever it is becomes the reason of an empty cell
+                cell.fail(error)
+            count()
+            _collect(device)
+        yield
+        for seconds in interleave(samples, plan.rounds, lambda name, error: by_name[name].fail(error)):
+            for name, value in seconds.items():
+                by_name[name].seconds.append(value)
+            yield
 
 
 def _prepare(step: Step, source: Source, cell: Cell, plan: Plan, wait: Callable[[], None]) -> int:
