@@ -172,9 +172,14 @@ def test_plain_network_is_found_or_added():
     (plain, _), _ = networks.sources_of(['cifar100/sb-gc-resnet38_b64-300e_cifar100.py'])
     assert plain.backbone_options == 'plugins=None; spatial_bias=None'
     assert networks.is_plain(plain.load())
+    assert networks.sources_of([PLAIN, SB], plain=SB)[1].name == 'sb-resnet38'
+
+
+@pytest.mark.ops
+def test_networks_of_detectors_have_different_names():
     sources, plain = networks.sources_of(['coco/faster-rcnn_sb-r50_fpn_1x_coco.py'])
     assert [source.name for source in sources] == ['faster-rcnn_r50_fpn_1x_coco', 'faster-rcnn_sb-r50_fpn_1x_coco']
-    assert networks.sources_of([PLAIN, SB], plain=SB)[1].name == 'sb-resnet38'
+    assert plain is sources[0]
 
 
 def test_systems_are_those_of_the_papers_comparison():
