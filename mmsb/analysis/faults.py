@@ -2,7 +2,7 @@
 
 python -m mmsb.analysis.faults --count 1000 --seed 0
 
-Each file is read in a process of its own kind: one that ends or does not come back is counted, and the next file goes
+Each file is read in a process beside this one: where it ends or does not come back is counted, and the next file goes
 to a new one.
 """
 

@@ -1,5 +1,6 @@
 """Malformed files out of sound ones: images, COCO annotations, class lists and masks."""
 
+import copy
 import functools
 import io
 import json
@@ -82,9 +83,9 @@ def _change(node, random: Generator) -> None:
     if way == 0:
         del node[key]
     elif way == 1 and isinstance(node, list):
-        node.append(node[key])
+        node.append(copy.deepcopy(node[key]))
     else:
-        node[key] = _JUNK[random.integers(len(_JUNK))]
+        node[key] = copy.deepcopy(_JUNK[random.integers(len(_JUNK))])
 
 
 def annotation_lines(random: Generator) -> bytes:

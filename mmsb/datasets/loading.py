@@ -37,9 +37,9 @@ class BadImageError(ValueError):
 class LoadImage(LoadImageFromFile):
     """Load an image as 8-bit BGR whatever its file holds: CMYK, 16 bits, a palette, transparency (which is dropped).
 
-    Of an animation the first frame is taken. A truncated or damaged file, one of floating-point numbers (whose range
-    nobody knows), an empty one and one of too many pixels are errors. A sound file costs a look at its header and its
-    end more than mmcv's.
+    Of an animation the first frame is taken. A truncated file, one of floating-point numbers (whose range nobody knows),
+    an empty one and one of too many pixels are errors. A sound file costs a look at its header and its end more than
+    mmcv's; damage inside a file that the decoder puts up with is found by `tools/check_data.py` alone.
 
     With `on_error='skip'` the dataset takes a random other sample (`BaseDataset.max_refetch` of mmengine, in all three
     libraries) and each file is logged once; the share of the classes shifts by what is skipped. In a test every sample
