@@ -37,7 +37,7 @@ class BadImageError(ValueError):
 class LoadImage(LoadImageFromFile):
     """Load an image as 8-bit BGR whatever its file holds: CMYK, 16 bits, a palette, transparency (which is dropped).
 
-    Of an animation the first frame is taken. A truncated file, one of floating-point numbers (whose range nobody knows),
+    Of an animation the first frame is taken. A truncated file, one of floating-point numbers (their range is unknown),
     an empty one and one of too many pixels are errors. A sound file costs a look at its header and its end more than
     mmcv's; damage inside a file that the decoder puts up with is found by `tools/check_data.py` alone.
 
