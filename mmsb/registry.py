@@ -7,6 +7,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 from mmengine.registry.build_functions import build_runner_from_cfg
 
@@ -16,3 +17,4 @@ LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmsb', locations=['mmsb.e
 RUNNERS = Registry(
     'runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmsb', locations=['mmsb.engine']
 )
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmsb', locations=['mmsb.datasets.loading'])

@@ -17,6 +17,7 @@ from mmsb.models.weights import check_fit
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / 'configs/demo/sb-resnet11_b64-10e_digits.py'
 CUE = ROOT / 'configs/demo/sb-resnet20_b16-250i_digits-cue.py'
+SCENES = ROOT / 'configs/demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
 SHORT = ('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=32', 'train_dataloader.batch_size=16')
 IN_PROCESS = ('train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
               'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False')  # fmt: skip
@@ -330,3 +331,27 @@ def test_weights_that_cannot_be_converted(arguments, said, tmp_path, run_tool):
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize(
+    ('config', 'size'),
+    [
+        (DIGITS, None),
+        pytest.param(CUE, (64, 64), marks=pytest.mark.ops),
+        pytest.param(SCENES, (128, 128), marks=pytest.mark.ops),
+    ],
+)
+def test_predictions_are_drawn(config, size, demo_data, tmp_path, run_tool):
+    model = build_model(Config.fromfile(config))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
+    options = ('--work-dir', tmp_path / 'run', '--cfg-options', 'test_dataloader.dataset.indices=2',
+               'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')  # fmt: skip
+    done = run_tool(
+        'test.py', config, tmp_path / 'weights.pth', '--show-dir', tmp_path / 'drawn', *options, cwd=demo_data
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = list((tmp_path / 'drawn').rglob('*.png'))
+    assert len(drawn) == 2
+    if size is not None:
+        width, height = Image.open(drawn[0]).size
+        assert (height, width // round(width / height)) == size, 'the image, alone or beside the truth'

@@ -3,17 +3,40 @@
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
 """
 
-from mmengine.config import Config
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
 
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
+
+PAINTERS = {  # by library: its visualizer, its hook
+    'mmpretrain': ('UniversalVisualizer', dict(type='VisualizationHook', enable=True, interval=1)),
+    'mmdet': ('DetLocalVisualizer', dict(type='DetVisualizationHook', draw=True)),
+    'mmseg': ('SegLocalVisualizer', dict(type='SegVisualizationHook', draw=True, interval=1)),
+}
+FOLDER_OPTION = {'mmpretrain': 'out_dir', 'mmdet': 'test_out_dir'}  # of the hook; mmseg's visualizer says the folder
 
 
 def parse_args():
     parser = common_parser('Test a trained network by its config.')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions on the images, into this folder')
     return parser.parse_args()
+
+
+def draw_predictions(cfg: Config, folder: Path) -> None:
+    """Write into the config that its library's own hook draws every prediction."""
+    library = cfg.get('default_scope')
+    if library not in PAINTERS:
+        raise ValueError(f'--show-dir draws for {", ".join(PAINTERS)}; default_scope of the config is {library!r}')
+    visualizer, hook = PAINTERS[library]
+    cfg.visualizer = {'type': visualizer, 'name': 'visualizer', **cfg.get('visualizer', {}), 'save_dir': str(folder)}
+    cfg.visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    where = {FOLDER_OPTION[library]: str(folder)} if library in FOLDER_OPTION else {}
+    hooks.visualization = {**(hooks.get('visualization') or {}), **hook, **where}
 
 
 def main() -> None:
@@ -24,6 +47,8 @@ def main() -> None:
     def apply_flags(cfg: Config) -> None:
         cfg.load_from = args.checkpoint
         cfg.resume = False
+        if args.show_dir:
+            draw_predictions(cfg, Path(args.show_dir).absolute())
         if args.out:
             evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
             cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
