@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chaos_faults import InSaves, at_iteration
-from chaos_victim import Victim, differing, run_training, weights_of, write_config
+from chaos_victim import Victim, differing, run_tool, weights_of, write_config
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 TIMEOUT_S = 8  # of the processes' talk
@@ -44,7 +44,7 @@ class Team(Victim):
             if self._before and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
                 self._before(int(os.environ['RANK']))
 
-        code = run_training(folder, args, before)
+        code = run_tool('train.py', folder, args, before)
         if code:
             os._exit(code)
 

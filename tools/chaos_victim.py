@@ -3,6 +3,7 @@
 A child is forked from a process that has everything imported: a second for a run instead of eight.
 """
 
+import functools
 import gc
 import os
 import runpy
@@ -16,6 +17,7 @@ from pathlib import Path
 import mmengine
 import mmpretrain.models  # noqa: F401  (what a child would import, once for all of them)
 import torch
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from mmsb.datasets import digits
 from mmsb.engine import launcher  # noqa: F401
@@ -51,10 +53,11 @@ default_hooks = dict(
     logger=dict(interval=1),
     checkpoint=dict(_delete_=True, type='CheckpointHook', {saving}, max_keep_ckpts=3, save_best={best}),
 )
-optim_wrapper = dict(accumulative_counts={accumulate})
+optim_wrapper = dict(accumulative_counts={accumulate}, {amp})
 custom_hooks = [{ema}]
 """
 EMA = "dict(type='EMAHook', momentum=0.1)"
+AMP = "type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(init_scale=3.0, growth_interval=3)"
 
 
 def write_config(
@@ -67,6 +70,7 @@ def write_config(
     persistent: bool = False,
     ema: bool = False,
     accumulate: int = 1,
+    amp: bool = False,
     save_by_epoch: bool = False,
     save_best: bool = True,
 ) -> Path:
@@ -81,6 +85,7 @@ def write_config(
         persistent: whether they are.
         ema: whether weights are averaged.
         accumulate: number of batches a step.
+        amp: whether it is in mixed precision with a growing loss scale: `amp_on_cpu` goes before it, without a GPU.
         save_by_epoch: unit of `interval`.
         save_best: whether the best checkpoint is saved, too.
     """
@@ -95,6 +100,7 @@ def write_config(
             by_epoch=by_epoch,
             saving=f'interval={interval}, by_epoch={save_by_epoch}',
             accumulate=accumulate,
+            amp=AMP if amp else '',
             best="'auto'" if save_best else None,
             ema=EMA if ema else '',
         )
@@ -102,19 +108,32 @@ def write_config(
     return path
 
 
+def amp_on_cpu() -> None:
+    """Let mmengine's mixed precision run without a GPU; in the victim."""
+    amp_optimizer_wrapper.is_cuda_available = lambda: True
+    amp_optimizer_wrapper.GradScaler = functools.partial(torch.amp.GradScaler, device='cpu')
+
+
 class Victim:
     """A training in a child process.
 
     Args:
         folder: where it runs; has data/demo.
-        args: of tools/train.py.
+        args: of the tool.
         before: called in the child before the training, to inject faults.
         environment: added to that of the child.
+        tool: file in tools/.
     """
 
     def __init__(
-        self, folder: Path, *args, before: Callable[[], None] | None = None, environment: dict | None = None
+        self,
+        folder: Path,
+        *args,
+        before: Callable[[], None] | None = None,
+        environment: dict | None = None,
+        tool: str = 'train.py',
     ) -> None:
+        self._tool = tool
         self.output = folder / f'victim-{time.monotonic_ns()}.log'
         self.code: int | None = None
         sys.stdout.flush()
@@ -130,7 +149,7 @@ class Victim:
 
     def _run(self, folder: Path, args: list[str], before: Callable[[], None] | None) -> int:
         self._redirect()
-        return run_training(folder, args, before)
+        return run_tool(self._tool, folder, args, before)
 
     def _redirect(self) -> None:
         handle = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
@@ -201,17 +220,17 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def run_training(folder: Path, args: list[str], before: Callable[[], None] | None) -> int:
-    """Run tools/train.py in this process and return its exit code."""
+def run_tool(tool: str, folder: Path, args: list[str], before: Callable[[], None] | None) -> int:
+    """Run a tool in this process and return its exit code."""
     torch.set_num_threads(1)
     gc.freeze()
     mmengine.config.config.FormatCode = lambda text, **_: (text, True)  # yapf: 0.2 s for each checkpoint
     os.chdir(folder)
-    sys.argv = ['train.py', *args]
+    sys.argv = [tool, *args]
     try:
         if before:
             before()
-        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
         return 0
     except SystemExit as end:
         if isinstance(end.code, str):

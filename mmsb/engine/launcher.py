@@ -21,7 +21,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmsb.datasets.paths import check_paths
-from mmsb.models.safe_load import load_checkpoint, load_state_dict, local_path, require_file
+from mmsb.models.safe_load import load_state_dict, local_path, replace_readers_of_mmengine, require_file
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
 
@@ -206,7 +206,7 @@ def _check_start(model: nn.Module, path: str, whole: bool, *, trust: bool) -> No
     The libraries load what fits and warn of the rest: the figures of a test would be those of random weights.
     """
     ours = model.state_dict()
-    theirs = load_checkpoint(path, trust=True)['state_dict'] if trust else load_state_dict(path)
+    theirs = load_state_dict(path, trust=trust)
     if whole:
         check_fit(path, ours, theirs)
     elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):
@@ -232,7 +232,8 @@ def _warm_starts(node) -> Iterator[str]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner; without a GPU several processes talk through gloo."""
+    """Build the runner, which reads checkpoints as data; without a GPU several processes talk through gloo."""
+    replace_readers_of_mmengine(trust=bool(cfg.get('trust_checkpoint')))
     if cfg.launcher == 'pytorch' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
     if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped

@@ -6,7 +6,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
-from mmsb.models.safe_load import load_checkpoint
+from mmsb.models.safe_load import drop_config_text, load_checkpoint
 from mmsb.registry import RUNNERS
 
 from . import rng
@@ -97,10 +97,7 @@ class SafeRunner(Runner):
             kwargs['checkpoint'][STATE] = self._state
 
     def _read(self, filename) -> dict:
-        checkpoint = load_checkpoint(filename, trust=bool(self.cfg.get('trust_checkpoint')))
-        if isinstance(checkpoint.get('meta'), dict):
-            checkpoint['meta'].pop('config', None)  # upstream runs it as a config, only to compare numbers of GPUs
-        return checkpoint
+        return drop_config_text(load_checkpoint(filename, trust=bool(self.cfg.get('trust_checkpoint'))))
 
     def _bare_model(self) -> torch.nn.Module:
         return self.model.module if is_model_wrapper(self.model) else self.model

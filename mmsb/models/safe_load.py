@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 
 import torch
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import _process_mmcls_checkpoint
 from torch import Tensor
 
 from mmsb.models import data_file, download
@@ -41,17 +43,18 @@ def load_checkpoint(path: str | os.PathLike, *, trust: bool = False):
         raise ValueError(f'checkpoint {path!r} cannot be read as data: {said}') from error
 
 
-def load_state_dict(path: str | os.PathLike) -> dict:
+def load_state_dict(path: str | os.PathLike, *, trust: bool = False) -> dict:
     """Load the weights of a checkpoint, onto the CPU, without running code from it.
 
     Args:
         path: see `load_checkpoint`.
+        trust: likewise.
 
     Raises:
         FileNotFoundError: if a local file is missing.
         ValueError: if the file holds no state dict, or something that is not data.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, trust=trust)
     for name in _CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
@@ -59,6 +62,27 @@ def load_state_dict(path: str | os.PathLike) -> dict:
         containers = f'names and tensors, or these under {_CONTAINERS}'
         raise ValueError(f'checkpoint {os.fspath(path)!r} holds no state dict: {containers}')
     return {key.removeprefix('module.'): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def drop_config_text(checkpoint):
+    """Take out the text that mmengine runs as a config when it resumes, only to compare numbers of GPUs."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
+
+
+def replace_readers_of_mmengine(*, trust: bool = False) -> None:
+    """Have mmengine read every checkpoint as data: that of any part's `init_cfg`, of a hook, of a stock runner.
+
+    Args:
+        trust: see `load_checkpoint`.
+    """
+
+    def load_as_data(filename: str, map_location=None):  # mmengine takes the name of the reader for its log
+        checkpoint = drop_config_text(load_checkpoint(filename, trust=trust))
+        return _process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
+
+    CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), load_as_data, force=True)
 
 
 def require_file(path: str | os.PathLike) -> None:

@@ -1,0 +1,98 @@
+"""No way to hand a checkpoint to the tools runs what is in it, unless they are told to trust it."""
+
+import signal
+
+import pytest
+import torch
+from chaos_faults import at_iteration, die
+from chaos_victim import train, weights_of, write_config
+
+from mmsb.analysis.malicious import checkpoints
+from mmsb.models.safe_load import load_checkpoint
+
+ATTACKS = ('call of os.system', 'call of getattr of a module', 'call of class with setstate', 'TorchScript',
+           'old format, pickle 3', 'bare pickle')  # fmt: skip
+WAYS = {
+    'resume': ('train.py', '--resume', '{file}'),
+    'load_from': ('train.py', '--cfg-options', 'load_from={file}'),
+    'init_cfg of the backbone': (
+        'train.py', '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint={file}',
+    ),
+    'init_cfg of the head': (
+        'train.py', '--cfg-options', 'model.head.init_cfg.type=Pretrained', 'model.head.init_cfg.checkpoint={file}',
+    ),
+    'init_cfg of the head, stock': (
+        'train.py', '--stock-hooks', '--cfg-options', 'model.head.init_cfg.type=Pretrained',
+        'model.head.init_cfg.checkpoint={file}',
+    ),
+    'resume, stock': ('train.py', '--stock-hooks', '--resume', '{file}'),
+    'test': ('test.py', '{file}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_malicious_file_is_refused(arena, way):
+    config = write_config(arena / 'config.py', by_epoch=False, steps=1)
+    canary = arena / 'canary'
+    made = checkpoints(str(canary))
+    canary.unlink(missing_ok=True)
+    tool, *options = WAYS[way]
+    for attack in ATTACKS:
+        (arena / 'attack.pth').write_bytes(made[attack][1])
+        args = [option.format(file=arena / 'attack.pth') for option in options]
+        refused = train(arena, config, '--work-dir', 'run', *args, tool=tool)
+        assert refused.code == 1, (attack, refused.said())
+        last = refused.said().splitlines()[-1]
+        assert 'error: ' in last
+        assert f'{str(arena / "attack.pth")!r} cannot be read as data' in last
+        assert not canary.exists(), attack
+
+
+@pytest.fixture
+def checkpoint(arena) -> dict:
+    """A sound checkpoint after one iteration of two."""
+    config = write_config(arena / 'config.py', by_epoch=False, steps=2, interval=1)
+    killed = train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(1, die))
+    assert killed.code == -signal.SIGKILL, killed.said()
+    return load_checkpoint(arena / 'run/iter_1.pth')
+
+
+@pytest.mark.parametrize('flags', [(), ('--stock-hooks',)], ids=['safe', 'stock'])
+def test_text_in_a_checkpoint_is_not_run(arena, checkpoint, flags):
+    for key in ('config', 'cfg'):
+        checkpoint['meta'][key] = "open('it_ran', 'w')"
+    torch.save(checkpoint, arena / 'text.pth')
+    resumed = train(arena, arena / 'config.py', '--work-dir', 'run2', '--resume', 'text.pth', *flags)
+    assert resumed.code == 0, resumed.said()
+    assert (arena / 'run2/iter_2.pth').exists()
+    assert not (arena / 'it_ran').exists()
+
+
+@pytest.mark.parametrize(
+    'way',
+    [
+        ('train.py', '--resume', 'more.pth'),
+        ('train.py', '--cfg-options', 'load_from=more.pth'),
+        ('test.py', 'more.pth'),
+    ],
+    ids=['resume', 'load_from', 'test'],
+)
+def test_what_is_more_than_data_takes_trust(arena, checkpoint, way):
+    checkpoint['harmless'] = {1: signal.SIGTERM}  # an enum: more than data
+    torch.save(checkpoint, arena / 'more.pth')
+    tool, *args = way
+    refused = train(arena, arena / 'config.py', '--work-dir', 'run2', *args, tool=tool)
+    assert refused.code == 1
+    assert "checkpoint 'more.pth' cannot be read as data" in refused.said().splitlines()[-1]
+    trusted = train(arena, arena / 'config.py', '--work-dir', 'run2', '--trust-checkpoint', *args, tool=tool)
+    assert trusted.code == 0, trusted.said()
+
+
+def test_a_sound_checkpoint_starts_any_part(arena, checkpoint):
+    torch.save({'fc.weight': torch.full((10, 64), 0.25)}, arena / 'head.pth')
+    init = ('model.head.init_cfg.type=Pretrained', 'model.head.init_cfg.checkpoint=head.pth')
+    still = 'optim_wrapper.optimizer.lr=0'
+    started = train(arena, arena / 'config.py', '--work-dir', 'run2', '--cfg-options', *init, still)
+    assert started.code == 0, started.said()
+    assert torch.equal(weights_of(arena / 'run2/iter_2.pth')['head.fc.weight'], torch.full((10, 64), 0.25))
