@@ -1,15 +1,19 @@
 """The checkpoint hook: a new checkpoint is safe on the disk before an old one goes, and a full disk ends no run."""
 
 import contextlib
+import hashlib
+import io
 import os
 from collections import deque
 from collections.abc import Iterator
 
-from mmengine.dist import all_gather_object
+import torch
+from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import CheckpointHook as UpstreamCheckpointHook
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
+from mmsb.models.safe_load import load_checkpoint
 from mmsb.registry import HOOKS
 
 from .checkpoint_file import POINTER, clean_leftovers, probe, remove_checkpoint, write_atomic
@@ -32,7 +36,8 @@ class CheckpointHook(UpstreamCheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._failure: str | None = None
+        self._failure: str | None = None  # of the last checkpoint
+        self._failure_of_best: str | None = None
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -56,8 +61,9 @@ class CheckpointHook(UpstreamCheckpointHook):
             raise RunStopped(f'{str(self.out_dir)!r} does not take {size}: {error}', EXIT_NOT_SAVED)
 
     def after_run(self, runner: Runner) -> None:
-        if self._failure:
-            raise RunStopped(f'the last checkpoint could not be written: {self._failure}', EXIT_NOT_SAVED)
+        for which, failure in (('last', self._failure), ('best', self._failure_of_best)):
+            if failure:
+                raise RunStopped(f'the {which} checkpoint could not be written: {failure}', EXIT_NOT_SAVED)
 
     def save_now(self, runner: Runner, iteration: int) -> str:
         """Save outside of the interval.
@@ -116,17 +122,36 @@ class CheckpointHook(UpstreamCheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         backend, self.file_backend = self.file_backend, _Postponing(self.file_backend)
+        before = self._best()
         try:
             with self._undone_on_failure(runner) as outcome:
                 super()._save_best_checkpoint(runner, metrics)
             doomed = self.file_backend.doomed
         finally:
             self.file_backend = backend
-        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
-        if not outcome:
+        if outcome or self._best() != before:
+            self._failure_of_best = outcome.get('failure')
+        if not outcome and self._failure is None:
             for path in doomed:
-                if path not in best:
+                if path not in self._best():
                     self._remove(runner, os.path.basename(path))
+
+    def _best(self) -> set:
+        return {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+
+    @master_only
+    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        """Write a checkpoint of the `published_keys` alone; as upstream names it, but whole or not at all."""
+        if '://' in ckpt_path:
+            super()._publish_model(runner, ckpt_path)
+            return
+        kept = {key: value for key, value in load_checkpoint(ckpt_path).items() if key in self.published_keys}
+        stream = io.BytesIO()
+        torch.save(kept, stream)
+        content = stream.getvalue()
+        path = f'{os.path.splitext(ckpt_path)[0]}-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+        write_atomic(path, content)
+        runner.logger.info(f'{path} has the published keys of {ckpt_path}')
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
