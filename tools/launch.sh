@@ -17,6 +17,8 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     exit 1
 fi
 here=$(cd "$(dirname "$0")" && pwd)
+MMSB_STARTED_S=$(date +%s) # processes that are started again go on from what this run has written
+export MMSB_STARTED_S
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$gpus" \

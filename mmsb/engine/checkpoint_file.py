@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -83,11 +82,15 @@ def why_invalid(path: str | os.PathLike, *, trust: bool = False) -> str | None:
     return None
 
 
-def find_checkpoint(folders: list[str], *, trust: bool = False) -> tuple[str | None, list[str]]:
+def find_checkpoint(
+    folders: list[str], template: str | None = None, *, since_s: float = 0, trust: bool = False
+) -> tuple[str | None, list[str]]:
     """Find the newest valid checkpoint of a training.
 
     Args:
         folders: the work dir first, then other folders that checkpoints may be in.
+        template: `filename_tmpl` of the hook, if it is not one of the usual NAME_{}.pth.
+        since_s: older ones are left out: seconds since 1970, as the file system has them.
         trust: see `load_checkpoint`.
 
     Returns:
@@ -98,7 +101,9 @@ def find_checkpoint(folders: list[str], *, trust: bool = False) -> tuple[str | N
     if '://' in said:  # not a local one: nothing to check
         return said, []
     skipped = []
-    for path in _newest_first([*folders, os.path.dirname(said)] if said else folders):
+    for path in _newest_first([*folders, os.path.dirname(said)] if said else folders, template):
+        if path.stat().st_mtime < since_s:
+            continue
         reason = why_invalid(path, trust=trust)
         if reason is None:
             return str(path), skipped
@@ -150,14 +155,17 @@ class CheckpointBackend(LocalBackend):
 register_backend('mmsb', CheckpointBackend, force=True)
 
 
-def _newest_first(folders: list[str]) -> Iterator[Path]:
-    found = {path.resolve(): path for folder in folders for path in Path(folder or '.').glob('*_[0-9]*.pth')}
-    ours = [path for path in found.values() if not path.name.startswith('best_') and path.is_file()]
-    return iter(sorted(ours, key=lambda path: (path.stat().st_mtime_ns, _number(path)), reverse=True))
-
-
-def _number(path: Path) -> int:
-    return int((re.findall(r'_(\d+)\.pth$', path.name) or [0])[0])
+def _newest_first(folders: list[str], template: str | None) -> list[Path]:
+    usual = re.compile(r'(?!best_).*_(\d+)\.pth')
+    named = re.compile(re.escape(template).replace(r'\{\}', r'(\d+)')) if template else usual
+    numbers = {}
+    for folder in folders:
+        for path in Path(folder or '.').glob('*.pth'):
+            match = usual.fullmatch(path.name) or named.fullmatch(path.name)
+            if match and path.is_file():
+                numbers[path.resolve()] = path, int(match[1]) if match.groups() else 0
+    ordered = sorted(numbers.values(), key=lambda found: (found[0].stat().st_mtime_ns, found[1]), reverse=True)
+    return [path for path, _ in ordered]
 
 
 def _hash_file(path: str | os.PathLike) -> str:

@@ -58,20 +58,24 @@ def use_safe_runner(cfg: Config) -> None:
 def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> None:
     """Write into a config from which checkpoint it goes on.
 
+    A process that torchrun has started again goes on from the newest one of its own run, whatever it was told at first.
+
     Args:
         cfg: the settled config.
-        resume: 'auto' for the newest valid one of the work dir, if there is any; or a path.
+        resume: 'auto' for the newest valid one of the work dir, if there is any; a path; None for what the config says.
         stock: whether to take the one that mmengine would, unseen.
 
     Raises:
         FileNotFoundError, ValueError: there are checkpoints, and none is valid.
     """
     trust = bool(cfg.get('trust_checkpoint'))
-    if is_restart():
-        resume = _newest(cfg, trust, stock) or resume
-    elif resume == 'auto':
-        resume = _newest(cfg, trust, stock)
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    auto = resume == 'auto'
+    if auto or is_restart():
+        resume = _newest(cfg, trust, stock, own=not auto) or resume
     if resume in (None, 'auto'):  # it starts as the config says
+        cfg.resume = False
         return
     if not stock and local_path(resume):
         require_file(resume)
@@ -81,14 +85,17 @@ def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> No
     cfg.resume, cfg.load_from = True, resume
 
 
-def _newest(cfg: Config, trust: bool, stock: bool) -> str | None:
+def _newest(cfg: Config, trust: bool, stock: bool, *, own: bool) -> str | None:
+    """Find where to go on; with `own` only what was written since launch.sh began: the folder may have an older run."""
     if stock:
         return find_latest_checkpoint(cfg.work_dir)
     folders = [cfg.work_dir]
-    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    out_dir = saving.get('out_dir')
     if out_dir and '://' not in str(out_dir):
         folders.append(str(Path(out_dir) / Path(cfg.work_dir).name))
-    path, skipped = find_checkpoint(folders, trust=trust)
+    since_s = float(os.environ.get('MMSB_STARTED_S') or 0) if own else 0
+    path, skipped = find_checkpoint(folders, saving.get('filename_tmpl'), since_s=since_s, trust=trust)
     if os.environ.get('RANK', '0') == '0':
         for line in skipped:
             print(f'skipped {line}', flush=True)

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, the newest valid one is found, and a disk that fails loses none."""
 
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -15,6 +16,7 @@ from chaos_victim import differing, train, weights_of, write_config
 from mmsb.engine import checkpoint_file
 from mmsb.engine.checkpoint import CheckpointHook
 from mmsb.engine.checkpoint_file import clean_leftovers, find_checkpoint, probe, why_invalid, write_checkpoint
+from mmsb.models.safe_load import load_checkpoint
 
 
 def _content(value: int) -> bytes:
@@ -105,6 +107,15 @@ def test_the_newest_valid_checkpoint_is_taken(tmp_path, hashed):
     assert ['damage' in line or 'cannot be read' in line for line in skipped] == [True, True]
 
 
+def test_names_of_a_template_of_ones_own_are_found(tmp_path):
+    for number in (1, 2):
+        write_checkpoint(tmp_path / f'{number}-net.pth', _content(number))
+        os.utime(tmp_path / f'{number}-net.pth', (number, number))
+    assert find_checkpoint([str(tmp_path)]) == (None, [])
+    assert find_checkpoint([str(tmp_path)], '{}-net.pth')[0] == str(tmp_path / '2-net.pth')
+    assert find_checkpoint([str(tmp_path)], '{}-net.pth', since_s=3) == (None, [])
+
+
 def test_a_folder_that_takes_no_checkpoint_is_found_out(tmp_path):
     probe(str(tmp_path), 1 << 20)
     assert list(tmp_path.iterdir()) == []
@@ -154,6 +165,41 @@ def test_a_full_disk_ends_no_run_and_loses_nothing(arena):
     assert 'error: the last checkpoint could not be written: ' in for_good.said()
     assert [path.name for path in (arena / 'good').glob('iter*.pth')] == ['iter_2.pth']
     assert why_invalid(arena / 'good/iter_2.pth') is None
+
+
+def test_the_best_one_outlives_a_disk_that_is_full(arena):
+    def before() -> None:
+        put, written = checkpoint_file.CheckpointBackend.put, []
+
+        def put_the_first_best(self, content, path) -> None:
+            if os.path.basename(path).startswith('best'):
+                if written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                written.append(path)
+            put(self, content, path)
+
+        checkpoint_file.CheckpointBackend.put = put_the_first_best
+        CheckpointHook.rule_map = dict.fromkeys(('greater', 'less'), lambda *_: True)  # each one is better
+
+    config = write_config(arena / 'config.py', steps=2)
+    full = train(arena, config, '--work-dir', 'run', before=before)
+    assert full.code == 74, full.said()
+    assert 'error: the best checkpoint could not be written: ' in full.said().splitlines()[-1]
+    assert {why_invalid(arena / f'run/iter_{number}.pth') for number in (8, 10, 12)} == {None}
+    (best,) = (arena / 'run').glob('best*.pth')
+    assert why_invalid(best) is None
+
+
+def test_published_keys_alone_are_published(arena):
+    config = write_config(arena / 'config.py', by_epoch=False, steps=1, save_best=False)
+    keys = 'default_hooks.checkpoint.published_keys=[meta,state_dict]'
+    done = train(arena, config, '--work-dir', 'run', '--cfg-options', keys, 'default_hooks.checkpoint.interval=1')
+    assert done.code == 0, done.said()
+    (published,) = (arena / 'run').glob('iter_1-*.pth')
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    assert published.name == f'iter_1-{digest[:8]}.pth'
+    assert set(load_checkpoint(published)) == {'meta', 'state_dict'}
+    assert find_checkpoint([str(arena / 'run')])[0].endswith('iter_1.pth')
 
 
 def test_damaged_checkpoints_are_named_and_skipped(arena):

@@ -2,17 +2,30 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
 from chaos_faults import at_iteration, die
-from chaos_victim import Victim, differing, train, weights_of, write_config
+from chaos_victim import Victim, amp_on_cpu, differing, train, weights_of, write_config
 
 from mmsb.engine import rng
 from mmsb.models.safe_load import load_checkpoint
 
 LAST = 'iter_12.pth'
-KINDS = {'plain': {}, 'ema': dict(ema=True), 'accumulation': dict(accumulate=4)}
+KINDS = {'plain': {}, 'ema': dict(ema=True), 'accumulation': dict(accumulate=4), 'amp': dict(amp=True)}
+
+
+def _prepared(kind: str, act=None):
+    """What happens in a victim before it trains."""
+
+    def before() -> None:
+        if kind == 'amp':
+            amp_on_cpu()
+        if act:
+            act()
+
+    return before
 
 
 def _config(arena, by_epoch: bool, **options):
@@ -30,7 +43,8 @@ def whole_runs(demo_data, tmp_path_factory) -> dict:
         if (by_epoch, kind) not in runs:
             folder = tmp_path_factory.mktemp('whole')
             (folder / 'data').symlink_to(demo_data / 'data')
-            victim = train(folder, _config(folder, by_epoch, **KINDS[kind]), '--work-dir', 'run', '--seed', 3)
+            config = _config(folder, by_epoch, **KINDS[kind])
+            victim = train(folder, config, '--work-dir', 'run', '--seed', 3, before=_prepared(kind))
             assert victim.code == 0, victim.said()
             runs[by_epoch, kind] = weights_of(folder / 'run' / LAST)
         return runs[by_epoch, kind]
@@ -43,9 +57,10 @@ def whole_runs(demo_data, tmp_path_factory) -> dict:
 @pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
 def test_killed_and_resumed_is_bit_identical(arena, whole_runs, by_epoch, workers, kind):
     config = _config(arena, by_epoch, workers=workers, persistent=kind == 'ema', **KINDS[kind])
-    killed = train(arena, config, '--work-dir', 'run', '--seed', 3, before=lambda: at_iteration(8, die))
+    deadly = _prepared(kind, lambda: at_iteration(8, die))
+    killed = train(arena, config, '--work-dir', 'run', '--seed', 3, before=deadly)
     assert killed.code == -signal.SIGKILL, killed.said()
-    resumed = train(arena, config, '--work-dir', 'run', '--resume')
+    resumed = train(arena, config, '--work-dir', 'run', '--resume', before=_prepared(kind))
     assert resumed.code == 0, resumed.said()
     assert 'resumed epoch: 0, iter: 5' in resumed.said()
     assert differing(weights_of(arena / 'run' / LAST), whole_runs(by_epoch, kind)) == []
@@ -94,23 +109,27 @@ def test_a_process_that_torchrun_has_started_again_resumes(arena):
     assert 'resumed epoch: 0, iter: 5' in again.said()
 
 
-def test_resuming_runs_no_text_of_the_checkpoint_and_reads_it_as_data(arena):
+def test_a_restart_does_not_go_on_with_an_older_run_of_the_folder(arena):
     config = _config(arena, False)
     train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(6, die))
-    checkpoint = load_checkpoint(arena / 'run/iter_5.pth')
-    checkpoint['meta']['config'] = "open('it_ran', 'w')"
-    torch.save(checkpoint, arena / 'text.pth')
-    checkpoint['harmless'] = {1: signal.SIGTERM}  # an enum: more than data
-    torch.save(checkpoint, arena / 'more.pth')
-    quick = ('--work-dir', 'run2', '--cfg-options', 'train_cfg.max_iters=6')
-    resumed = train(arena, config, '--resume', 'text.pth', *quick)
+    environment = dict(TORCHELASTIC_RESTART_COUNT='1', MMSB_STARTED_S=str(time.time() + 60))
+    again = train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(1, die), environment=environment)
+    assert 'resumed' not in again.said()
+    asked = train(arena, config, '--work-dir', 'run', '--resume', environment=environment)
+    assert 'resumed epoch: 0, iter: 5' in asked.said()
+
+
+def test_a_config_that_says_resume_takes_the_newest_valid_one(arena):
+    config = _config(arena, False)
+    resume = ('--cfg-options', 'resume=True', 'train_cfg.max_iters=6')
+    anew = train(arena, config, '--work-dir', 'run', *resume, before=lambda: at_iteration(5, die))
+    assert anew.code == -signal.SIGKILL, anew.said()
+    train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(11, die))
+    os.truncate(arena / 'run/iter_10.pth', 1000)
+    resumed = train(arena, config, '--work-dir', 'run', *resume)
     assert resumed.code == 0, resumed.said()
-    assert not (arena / 'it_ran').exists()
-    refused = train(arena, config, '--resume', 'more.pth', *quick)
-    assert refused.code == 1
-    assert "checkpoint 'more.pth' cannot be read as data" in refused.said()
-    trusted = train(arena, config, '--trust-checkpoint', '--resume', 'more.pth', *quick)
-    assert trusted.code == 0, trusted.said()
+    assert "iter_10.pth' does not have" in resumed.said()
+    assert 'resumed epoch: 0, iter: 5' in resumed.said()
 
 
 def test_stock_hooks_are_a_flag_away(arena):
