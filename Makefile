@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Compiled wheels outlive the checkout: the ops of mmcv take about 15 minutes on 2 cores.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmsb/wheels
 
-.PHONY: demo ops test test-stock bench lint format golden
+.PHONY: demo ops test test-stock bench chaos lint format golden
 .DELETE_ON_ERROR:
 
 # The light stack: classification, segmentation and the demo. mmcv without compiled ops, hence --no-cache-dir:
@@ -58,6 +58,10 @@ bench: $(VENV)/light
 	$(BIN)/python tools/analysis/complexity.py --all --stages --bias --json $(BENCH)/complexity.json --csv $(BENCH)/complexity.csv
 	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
 		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
+
+# What a training survives: faults of many kinds, here and with stock mmengine; about half an hour on two cores.
+chaos: $(VENV)/full
+	$(BIN)/python tools/chaos.py --json work_dirs/chaos.json
 
 lint: $(VENV)/full
 	$(BIN)/ruff check .

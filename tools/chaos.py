@@ -7,8 +7,6 @@ beside the same with stock mmengine's hooks (`tools/train.py --stock-hooks`). Ex
 """
 
 import argparse
-import contextlib
-import io
 import json
 import random
 import shutil
@@ -16,51 +14,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from chaos_faults import ERRORS, InSaves, die, log_progress, raising
+from chaos_files import damage, malformed, malicious
 from chaos_ranks import faults_of_ranks
+from chaos_row import Row
 from chaos_victim import Victim, differing, prepare, train, weights_of, write_config
-from mmengine.runner.checkpoint import _load_checkpoint as stock_load
 
-from mmsb.engine.checkpoint_file import find_checkpoint
 from mmsb.engine.stops import EXIT_NOT_SAVED
 
 INTERVAL = 2  # iterations
 LAST = 'iter_18.pth'
 KEEP_ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
-
-
-@dataclass
-class Row:
-    """A row of the table."""
-
-    fault: str
-    must: str
-    cases: int = 0
-    good: int = 0
-    stock_cases: int = 0
-    stock_good: int = 0
-    notes: dict[str, int] = field(default_factory=dict)
-
-    def add(self, good: bool, why: str = '', *, stock: bool) -> None:
-        """Count a case."""
-        if stock:
-            self.stock_cases += 1
-            self.stock_good += good
-        else:
-            self.cases += 1
-            self.good += good
-        if not good:
-            key = ('stock: ' if stock else '') + why
-            self.notes[key] = self.notes.get(key, 0) + 1
-
-    def line(self) -> str:
-        """Return it in Markdown."""
-        stock = f'{self.stock_good} of {self.stock_cases}' if self.stock_cases else '-'
-        notes = ', '.join(f'{count} {why}' for why, count in self.notes.items())
-        return f'| {self.fault} | {self.must} | {self.good} of {self.cases} | {stock} | {notes} |'
 
 
 def kills(folder: Path, *, quick: bool) -> Row:
@@ -87,26 +54,24 @@ def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]
     """Train once, killed now and then: for each kill what was wrong after it, or ''."""
     work_dir, progress = folder / 'killed', folder / 'progress'
     shutil.rmtree(work_dir, ignore_errors=True)
-    progress.unlink(missing_ok=True)
     faults, done = [], 0
     while True:
-        victim = Victim(
-            folder, config, '--work-dir', work_dir, '--resume', *flags, before=lambda: log_progress(progress)
-        )
+        progress.unlink(missing_ok=True)
+        resume = ('--work-dir', work_dir, '--resume', *flags)
+        victim = Victim(folder, config, *resume, before=lambda: log_progress(progress))
         end = time.monotonic() + chance.uniform(0.1, 1.2) * seconds
         while victim.poll() is None and time.monotonic() < end:
             time.sleep(0.002)
-        killed = victim.poll() is None
+        running = victim.poll() is None
         victim.kill()
         code = victim.wait()
-        if faults and 'resumed epoch' in (said := victim.said()):
-            began = int(said.split('resumed epoch:')[1].split('iter: ')[1].split()[0])
-            if done - began > INTERVAL:
+        said = progress.read_text().split() if progress.exists() else []
+        if said:  # else it was killed before it trained
+            began, now = map(int, said)
+            if faults and done - began > INTERVAL:
                 faults[-1] = 'lost more than an interval'
-        elif faults and not killed and code == 0 and done > INTERVAL:
-            faults[-1] = 'began anew'
-        done = int(progress.read_text() or 0) if progress.exists() else 0
-        if killed and code != 0:
+            done = now
+        if running and code != 0:
             faults.append('')
         elif code != 0:
             return [*faults[:-1], 'could not be resumed'] if faults else ['failed']
@@ -184,43 +149,16 @@ def errors_in_saves(folder: Path, *, quick: bool) -> Row:
     return row
 
 
-def damage(folder: Path, *, quick: bool) -> Row:
-    """The newest checkpoint truncated, or with one bit flipped."""
-    row = Row('truncated at each 1/16; one bit flipped', 'noticed, the checkpoint before is taken')
-    config = write_config(folder / 'damage.py', steps=1, interval=INTERVAL)
-    train(folder, config, '--work-dir', 'sound')
-    newest, before = (folder / f'sound/iter_{number}.pth' for number in (6, 4))
-    content = newest.read_bytes()
-    chance = random.Random(0)
-    damaged = [content[: len(content) * part // 16] for part in range(16)]
-    for _ in range(20 if quick else 200):
-        flipped = bytearray(content)
-        flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        damaged.append(bytes(flipped))
-    for bad in damaged:
-        newest.write_bytes(bad)
-        found, skipped = find_checkpoint([str(folder / 'sound')])
-        good = found == str(before) and len(skipped) == 1
-        row.add(good, f'took {Path(found or "none").name}', stock=False)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                stock_load(str(newest))
-            row.add(False, 'loaded as if sound', stock=True)
-        except Exception:  # anything can come from damaged data
-            row.add(False, 'cannot be resumed', stock=True)
-    newest.write_bytes(content)
-    return row
-
-
 def ranks(folder: Path, *, quick: bool) -> Row:
     """One of two processes killed or stopped, in a step or in a save."""
-    row = Row('one of two processes killed or stopped', 'both are started again in time, same bits')
-    for good, why in faults_of_ranks(folder, 2 if quick else 20):
-        row.add(good, why, stock=False)
+    row = Row('one of two processes killed or stopped', 'both are started again in time, end with the same bits')
+    for stock in (False,) if quick else (False, True):
+        for good, why in faults_of_ranks(folder, 2 if quick else 20, ('--stock-hooks',) if stock else ()):
+            row.add(good, why, stock=stock)
     return row
 
 
-CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, damage, ranks]
+CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, damage, malicious, malformed, ranks]
 
 
 def main() -> None:

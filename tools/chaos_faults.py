@@ -31,14 +31,16 @@ def at_iteration(iteration: int, act: Callable[[Runner], None], hook: str = 'bef
 
 
 def log_progress(path: Path) -> None:
-    """Keep the number of iterations that are done in a file; in the victim."""
+    """Keep in a file after how many iterations the training began, and how many are done; in the victim."""
     upstream = Runner.call_hook
     handle = os.open(path, os.O_WRONLY | os.O_CREAT)
 
     def call_hook(self, name: str, **kwargs) -> None:
         upstream(self, name, **kwargs)
-        if name in ('before_train', 'after_train_iter'):
-            os.pwrite(handle, f'{self.iter + (name == "after_train_iter"):6d}'.encode(), 0)
+        if name == 'before_train':
+            os.pwrite(handle, f'{self.iter:6d} {self.iter:6d}'.encode(), 0)
+        if name == 'after_train_iter':
+            os.pwrite(handle, f'{self.iter + 1:6d}'.encode(), 7)
 
     Runner.call_hook = call_hook
 

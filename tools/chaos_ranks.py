@@ -49,7 +49,7 @@ class Team(Victim):
             os._exit(code)
 
 
-def faults_of_ranks(folder: Path, count: int) -> Iterator[tuple[bool, str]]:
+def faults_of_ranks(folder: Path, count: int, flags: tuple = ()) -> Iterator[tuple[bool, str]]:
     """Kill or stop one of two processes, in a step or in the first one's save; say whether both went on."""
     chance = random.Random(0)
     config = write_config(folder / 'ranks.py', steps=4, interval=2)
@@ -75,7 +75,7 @@ def faults_of_ranks(folder: Path, count: int) -> Iterator[tuple[bool, str]]:
         work_dir = folder / 'ranks-cut'
         shutil.rmtree(work_dir, ignore_errors=True)
         begun = time.monotonic()
-        team = Team(folder, config, '--work-dir', work_dir, *options, before=fault)
+        team = Team(folder, config, '--work-dir', work_dir, *flags, *options, before=fault)
         name = f'{signal.Signals(number).name} of process {rank} {"in a save" if in_save else "in a step"}'
         try:
             code = team.wait(PATIENCE_S)
@@ -84,5 +84,7 @@ def faults_of_ranks(folder: Path, count: int) -> Iterator[tuple[bool, str]]:
             continue
         if code or ('resum' not in team.said() and place > 2):
             yield False, f'ended with {code}: {name}'
+        elif not (work_dir / last).exists():
+            yield False, f'repeated iterations: {name}'
         else:
             yield not differing(weights_of(work_dir / last), whole), f'other weights: {name}'

@@ -57,9 +57,10 @@ def campaign(count: int = 1000, seed: int = 0, *, limit_s: float = 10) -> list[d
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rows: dict[str, Counter] = {}
-        images = [(kind, image(kind, random)) for _, kind in zip(range(count), _cycle(IMAGE_KINDS), strict=False)]
-        _count(rows, 'LoadImage', isolated(lambda item: _load(root, *item), images, limit_s), [k for k, _ in images])
-        _count(rows, 'check', isolated(lambda item: _check_image(root, *item), images, limit_s), [k for k, _ in images])
+        made = _images(count, random)
+        kinds = [kind for kind, _ in made]
+        _count(rows, 'LoadImage', isolated(lambda item: _load(root, *item), made, limit_s), kinds)
+        _count(rows, 'check', isolated(lambda item: _check_image(root, *item), made, limit_s), kinds)
         for what, library, prepare, make, file in (
             ('COCO file', 'mmcv._ext', _coco, coco_text, 'train.json'),
             ('class list', 'mmpretrain', _listed, annotation_lines, 'train.txt'),
@@ -78,8 +79,17 @@ def campaign(count: int = 1000, seed: int = 0, *, limit_s: float = 10) -> list[d
     ]
 
 
-def malicious_campaign(*, limit_s: float = 20) -> list[dict]:
+def images(count: int, seed: int) -> list[tuple[str, bytes]]:
+    """Return the images of a campaign: the kind of each, and its content."""
+    return _images(count, np.random.default_rng(seed))
+
+
+def malicious_campaign(*, limit_s: float = 20, read: Callable[[Path], object] = load_checkpoint) -> list[dict]:
     """Read every malicious checkpoint.
+
+    Args:
+        limit_s: time for each file.
+        read: the reader.
 
     Returns:
         a row for each: `what`, `right` ('refused' or 'data') and `outcome`: 'refused' (one line that names the file),
@@ -92,7 +102,7 @@ def malicious_campaign(*, limit_s: float = 20) -> list[dict]:
         begin = time.perf_counter()
         rows = []
         outcomes = isolated(
-            lambda item: _load_checkpoint(Path(folder), canary, *item[:2]), list(made.values()), limit_s
+            lambda item: _load_checkpoint(Path(folder), canary, read, *item[:2]), list(made.values()), limit_s
         )
         for (what, (_, _, right)), outcome in zip(made.items(), outcomes, strict=True):
             now = time.perf_counter()
@@ -139,6 +149,10 @@ def _work(task: Callable, items: list, results) -> None:
 def _count(rows: dict[str, Counter], reader: str, outcomes: Iterator[str], kinds: list[str]) -> None:
     for kind, outcome in zip(kinds, outcomes, strict=True):
         rows.setdefault(f'{kind}, {reader}', Counter())[outcome] += 1
+
+
+def _images(count: int, random: np.random.Generator) -> list[tuple[str, bytes]]:
+    return [(kind, image(kind, random)) for _, kind in zip(range(count), _cycle(IMAGE_KINDS), strict=False)]
 
 
 def _cycle(values) -> Iterator:
@@ -191,11 +205,12 @@ def _check(cfg: dict, file: Path, content: bytes) -> str:
     return (NAMED if named else UNCLEAR) if errors else FINE
 
 
-def _load_checkpoint(folder: Path, canary: Path, name: str, content: bytes) -> str:
+def _load_checkpoint(folder: Path, canary: Path, read: Callable, name: str, content: bytes) -> str:
+    canary.unlink(missing_ok=True)
     path = folder / name
     path.write_bytes(content)
     try:
-        load_checkpoint(path)
+        read(path)
         outcome = 'data'
     except Exception as error:  # whatever it is, it is counted
         outcome = REFUSED if _named(error, path) == NAMED else UNCLEAR
