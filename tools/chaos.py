@@ -25,8 +25,9 @@ from chaos_victim import Victim, differing, prepare, train, weights_of, write_co
 
 from mmsb.engine.stops import EXIT_NOT_SAVED
 
-INTERVAL = 2  # iterations
+INTERVAL = 2  # iterations between checkpoints
 LAST = 'iter_18.pth'
+STOCK = ('--stock-hooks',)
 KEEP_ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
 
 
@@ -38,16 +39,18 @@ def kills(folder: Path, *, quick: bool) -> Row:
     train(folder, config, '--work-dir', 'whole')
     seconds = time.monotonic() - begun
     whole = weights_of(folder / 'whole' / LAST)
-    for stock in (False, True):
+    for flags in _flags(quick):
         chance = random.Random(0)
-        flags = ('--stock-hooks',) if stock else ()
-        count = 4 if quick else 100
-        while (row.stock_cases if stock else row.cases) < count:
-            faults = _killed_training(folder, config, flags, chance, seconds, whole)
-            left = count - (row.stock_cases if stock else row.cases)
-            for why in faults[:left]:
-                row.add(not why, why, stock=stock)
+        faults = []
+        while len(faults) < (4 if quick else 100):
+            faults += _killed_training(folder, config, flags, chance, seconds, whole)
+        for why in faults[: 4 if quick else 100]:
+            row.add(not why, why, stock=bool(flags))
     return row
+
+
+def _flags(quick: bool) -> list[tuple[str, ...]]:
+    return [()] if quick else [(), STOCK]
 
 
 def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]:
@@ -112,7 +115,7 @@ def kills_in_saves(folder: Path, *, quick: bool) -> Row:
     config = write_config(folder / 'saves.py', interval=INTERVAL)
     train(folder, config, '--work-dir', 'whole')
     whole = weights_of(folder / 'whole' / LAST)
-    for flags in ((), ('--stock-hooks',)):
+    for flags in _flags(quick):
         count = _operations(folder, config, flags)
         for target in range(0, count, 6 if quick else 1):
             work_dir = folder / 'cut'
@@ -133,10 +136,10 @@ def errors_in_saves(folder: Path, *, quick: bool) -> Row:
     config = write_config(folder / 'errors.py', interval=INTERVAL)
     train(folder, config, '--work-dir', 'whole')
     whole = weights_of(folder / 'whole' / LAST)
-    for flags in ((), ('--stock-hooks',)):
+    for flags in _flags(quick):
         count = _operations(folder, config, flags)
         for number, (name, value) in enumerate(ERRORS.items()):
-            for target in range(number, count, 9 if quick else 1):
+            for target in range(number, count, 12 if quick else 1):
                 work_dir = folder / 'cut'
                 shutil.rmtree(work_dir, ignore_errors=True)
                 fault = InSaves(target, raising(value), lasting=True)
@@ -152,9 +155,9 @@ def errors_in_saves(folder: Path, *, quick: bool) -> Row:
 def ranks(folder: Path, *, quick: bool) -> Row:
     """One of two processes killed or stopped, in a step or in a save."""
     row = Row('one of two processes killed or stopped', 'both are started again in time, end with the same bits')
-    for stock in (False,) if quick else (False, True):
-        for good, why in faults_of_ranks(folder, 2 if quick else 20, ('--stock-hooks',) if stock else ()):
-            row.add(good, why, stock=stock)
+    for flags in _flags(quick):
+        for good, why in faults_of_ranks(folder, 1 if quick else 20, flags):
+            row.add(good, why, stock=bool(flags))
     return row
 
 
@@ -164,7 +167,7 @@ CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, d
 def main() -> None:
     names = [campaign.__name__ for campaign in CAMPAIGNS]
     parser = argparse.ArgumentParser(description='Interrupt and damage trainings, and count what survives.')
-    parser.add_argument('--quick', action='store_true', help='a few cases of each kind')
+    parser.add_argument('--quick', action='store_true', help='a few cases of each kind, and nothing with stock hooks')
     parser.add_argument('--only', nargs='+', choices=names, default=names, help='these kinds alone')
     parser.add_argument('--json', metavar='FILE', help='write the counts there, too')
     args = parser.parse_args()

@@ -43,8 +43,9 @@ class CheckpointHook(UpstreamCheckpointHook):
         super().before_train(runner)
         if '://' in str(self.out_dir):
             return
-        if self.backend_args is None and self.file_client_args is None:
-            self.backend_args = dict(backend='mmsb')
+        client = self.backend_args or self.file_client_args or {}
+        if client.get('backend', 'local') in ('local', 'disk'):
+            self.backend_args, self.file_client_args = dict(backend='mmsb'), None
         error = None
         if runner.rank == 0:
             try:

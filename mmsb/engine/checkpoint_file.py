@@ -16,7 +16,7 @@ from mmsb.models.safe_load import load_checkpoint, require_file
 
 POINTER = 'last_checkpoint'  # the file in a work dir that mmengine resumes from
 CHUNK_BYTES = 1 << 20
-_LEFTOVER = re.compile(r'\..+\.(pth|sha256|last_checkpoint)\.tmp|\.last_checkpoint\.tmp')
+_LEFTOVER = re.compile(r'\.(.+\.(pth|sha256)|last_checkpoint)\.tmp')
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:

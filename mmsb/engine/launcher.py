@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
 from mmsb.datasets.paths import check_paths
@@ -25,7 +25,7 @@ from mmsb.models.safe_load import load_state_dict, local_path, replace_readers_o
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
 
-from .processes import is_restart, start_processes
+from .processes import is_restart, rank_in_environment, start_processes
 from .safety import RUNNER
 from .stops import EXIT_PREEMPTED, RunStopped
 
@@ -178,8 +178,6 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     check_library(cfg)
     check_paths(cfg, loaders)
     start = cfg.get('load_from')
-    if cfg.get('resume') and not start:
-        start = find_latest_checkpoint(cfg.work_dir)
     whole = bool(cfg.get('resume')) or 'train_dataloader' not in loaders
     needed = [start] if start and whole else [*_warm_starts(cfg.to_dict()), *([start] if start else [])]
     for path in needed:
@@ -248,7 +246,7 @@ def run_tool(main: Callable[[], None]) -> None:
     processes the first one speaks; from when the run has begun the others do too, with their tracebacks: they have no
     log, and it may be their failure alone.
     """
-    rank = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+    rank = rank_in_environment()
     try:
         main()
     except KeyboardInterrupt:

@@ -26,6 +26,11 @@ def start_processes(cfg: Config) -> None:
         init_dist(cfg.launcher, **options)
 
 
+def rank_in_environment() -> int:
+    """Return the number of this process, as a launcher says it before the processes know each other."""
+    return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+
+
 def is_restart() -> bool:
     """Whether torchrun has started this process again after a failure."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0

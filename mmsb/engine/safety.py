@@ -10,7 +10,7 @@ from mmsb.models.safe_load import local_path, require_file
 
 from .checkpoint_file import find_checkpoint, why_invalid
 from .guard import TIMEOUT_S
-from .processes import is_restart
+from .processes import is_restart, rank_in_environment
 
 RUNNER = 'mmsb.SafeRunner'
 _LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
@@ -96,7 +96,7 @@ def _newest(cfg: Config, trust: bool, stock: bool, *, own: bool) -> str | None:
         folders.append(str(Path(out_dir) / Path(cfg.work_dir).name))
     since_s = float(os.environ.get('MMSB_STARTED_S') or 0) if own else 0
     path, skipped = find_checkpoint(folders, saving.get('filename_tmpl'), since_s=since_s, trust=trust)
-    if os.environ.get('RANK', '0') == '0':
+    if rank_in_environment() == 0:
         for line in skipped:
             print(f'skipped {line}', flush=True)
         if path:

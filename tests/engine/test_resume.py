@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from chaos_faults import at_iteration, die
-from chaos_victim import Victim, amp_on_cpu, differing, train, weights_of, write_config
+from chaos_victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
 
 from mmsb.engine import rng
 from mmsb.models.safe_load import load_checkpoint
@@ -50,6 +50,29 @@ def whole_runs(demo_data, tmp_path_factory) -> dict:
         return runs[by_epoch, kind]
 
     return weights
+
+
+@pytest.mark.ops
+@pytest.mark.parametrize(
+    ('name', 'by_epoch'),
+    [('faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes', True), ('fpn_sb-resnet20_b8-200i_digits-scenes', False)],
+)
+def test_detection_and_segmentation_too(arena, name, by_epoch):
+    (arena / 'config.py').write_text(f"""
+_base_ = '{ROOT}/configs/demo/{name}.py'
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(indices=6))
+val_dataloader = dict(num_workers=0, persistent_workers=False, batch_size=4, dataset=dict(indices=4))
+train_cfg = dict({'max_epochs=2' if by_epoch else 'max_iters=6'}, val_interval={2 if by_epoch else 6})
+default_hooks = dict(checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, by_epoch=False))
+""")
+    whole = train(arena, arena / 'config.py', '--work-dir', 'whole')
+    assert whole.code == 0, whole.said()
+    killed = train(arena, arena / 'config.py', '--work-dir', 'run', before=lambda: at_iteration(4, die))
+    assert killed.code == -signal.SIGKILL, killed.said()
+    resumed = train(arena, arena / 'config.py', '--work-dir', 'run', '--resume')
+    assert resumed.code == 0, resumed.said()
+    assert f'resumed epoch: {int(by_epoch)}, iter: 4' in resumed.said()
+    assert differing(weights_of(arena / 'whole/iter_6.pth'), weights_of(arena / 'run/iter_6.pth')) == []
 
 
 @pytest.mark.parametrize('kind', KINDS)
