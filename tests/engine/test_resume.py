@@ -8,12 +8,14 @@ import pytest
 import torch
 from chaos_faults import at_iteration, die
 from chaos_victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
+from mmengine.runner.checkpoint import _load_checkpoint as stock_load
 
 from mmsb.engine import rng
 from mmsb.models.safe_load import load_checkpoint
 
 LAST = 'iter_12.pth'
-KINDS = {'plain': {}, 'ema': dict(ema=True), 'accumulation': dict(accumulate=4), 'amp': dict(amp=True)}
+KINDS = {'plain': {}, 'ema': dict(ema=True), 'accumulation': dict(accumulate=4)}
+AMP = pytest.param('amp', marks=pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch < 2.3'))
 
 
 def _prepared(kind: str, act=None):
@@ -28,10 +30,9 @@ def _prepared(kind: str, act=None):
     return before
 
 
-def _config(arena, by_epoch: bool, **options):
-    return write_config(
-        arena / 'config.py', by_epoch=by_epoch, steps=2 if by_epoch else 12, interval=5, save_best=False, **options
-    )
+def _config(arena, by_epoch: bool, kind: str = 'plain', **options):
+    options = dict(options, steps=2 if by_epoch else 12, interval=5, save_best=False, amp=kind == 'amp')
+    return write_config(arena / 'config.py', by_epoch=by_epoch, **KINDS.get(kind, {}), **options)
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +44,7 @@ def whole_runs(demo_data, tmp_path_factory) -> dict:
         if (by_epoch, kind) not in runs:
             folder = tmp_path_factory.mktemp('whole')
             (folder / 'data').symlink_to(demo_data / 'data')
-            config = _config(folder, by_epoch, **KINDS[kind])
+            config = _config(folder, by_epoch, kind)
             victim = train(folder, config, '--work-dir', 'run', '--seed', 3, before=_prepared(kind))
             assert victim.code == 0, victim.said()
             runs[by_epoch, kind] = weights_of(folder / 'run' / LAST)
@@ -75,11 +76,11 @@ default_hooks = dict(checkpoint=dict(_delete_=True, type='CheckpointHook', inter
     assert differing(weights_of(arena / 'whole/iter_6.pth'), weights_of(arena / 'run/iter_6.pth')) == []
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*KINDS, AMP])
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
 def test_killed_and_resumed_is_bit_identical(arena, whole_runs, by_epoch, workers, kind):
-    config = _config(arena, by_epoch, workers=workers, persistent=kind == 'ema', **KINDS[kind])
+    config = _config(arena, by_epoch, kind, workers=workers, persistent=kind == 'ema')
     deadly = _prepared(kind, lambda: at_iteration(8, die))
     killed = train(arena, config, '--work-dir', 'run', '--seed', 3, before=deadly)
     assert killed.code == -signal.SIGKILL, killed.said()
@@ -114,7 +115,7 @@ def test_a_signal_saves_and_stops_with_a_code_of_its_own(arena, whole_runs):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_in_a_validation_keeps_the_weights_and_the_averages(arena, whole_runs, number):
-    config = _config(arena, True, ema=True)
+    config = _config(arena, True, 'ema')
     stopped = train(
         arena, config, '--work-dir', 'run', '--seed', 3,
         before=lambda: at_iteration(6, lambda _: os.kill(os.getpid(), number), 'before_val'),
@@ -163,6 +164,16 @@ def test_stock_hooks_are_a_flag_away(arena):
     for name in ('SafeRunner', 'GuardHook', 'mmsb.CheckpointHook', 'mmsb.EpochBasedTrainLoop'):
         assert name not in dumped
     assert not list(arena.glob('run/*.sha256'))
+
+
+def test_stock_mmengine_goes_on_from_our_checkpoints(arena):
+    config = _config(arena, False)
+    killed = train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(6, die))
+    assert killed.code == -signal.SIGKILL, killed.said()
+    assert {'state_dict', 'optimizer', 'meta'} <= set(stock_load(str(arena / 'run/iter_5.pth')))
+    resumed = train(arena, config, '--work-dir', 'run', '--resume', '--stock-hooks')
+    assert resumed.code == 0, resumed.said()
+    assert 'resumed epoch: 0, iter: 5' in resumed.said()
 
 
 def test_states_of_the_generators_survive_a_checkpoint(tmp_path):
