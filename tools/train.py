@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmsb.engine.data_check import stop_on_bad_data
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
-from mmsb.engine.safety import add_safety, settle_resume
+from mmsb.engine.safety import add_safety, require_work_dir, settle_resume
 
 
 def parse_args():
@@ -59,6 +59,8 @@ def main() -> None:
     check_before_run(cfg, loaders)
     if args.check_data:
         stop_on_bad_data(cfg, loaders)
+    if not args.stock_hooks:
+        require_work_dir(cfg)
     build_runner(cfg).train()
 
 

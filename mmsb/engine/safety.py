@@ -8,9 +8,10 @@ from mmengine.runner import find_latest_checkpoint
 
 from mmsb.models.safe_load import local_path, require_file
 
-from .checkpoint_file import find_checkpoint, why_invalid
+from .checkpoint_file import find_checkpoint, probe, why_invalid
 from .guard import TIMEOUT_S
 from .processes import is_restart, rank_in_environment
+from .stops import EXIT_NOT_SAVED, RunStopped
 
 RUNNER = 'mmsb.SafeRunner'
 _LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
@@ -53,6 +54,19 @@ def use_safe_runner(cfg: Config) -> None:
             f'runner_type {cfg.runner_type!r} saves in its own way: leave it out, or train with --stock-hooks'
         )
     cfg.runner_type = RUNNER
+
+
+def require_work_dir(cfg: Config) -> None:
+    """Check that the work dir takes files, before the runner writes its own.
+
+    Raises:
+        RunStopped: it does not.
+    """
+    if rank_in_environment() == 0:
+        try:
+            probe(cfg.work_dir, 0)
+        except OSError as error:
+            raise RunStopped(f'work_dir {cfg.work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
 
 
 def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> None:
