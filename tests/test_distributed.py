@@ -20,6 +20,7 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indi
 """
 HOOK = """
 import json
+import os
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -33,6 +34,9 @@ class RankLosses(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.losses.append(float(outputs['loss']))
+        first = os.environ.get('TORCHELASTIC_RESTART_COUNT') == '0'
+        if runner.cfg.get('kill_rank') == get_rank() and runner.iter == 4 and first:
+            os.kill(os.getpid(), 9)
 
     def after_train(self, runner):
         with open(f'{runner.work_dir}/losses{get_rank()}.json', 'w') as file:
@@ -153,6 +157,19 @@ def test_a_failure_of_one_process_is_told(folder, environment, run_tool):
     done = run_tool('dist_train.sh', 'failing.py', 2, *options, cwd=folder, **environment)
     assert done.returncode == 1
     assert 'error (process 1): the disk of this process is broken' in done.stderr
+
+
+def test_max_restarts_starts_all_again_where_they_were(folder, environment, work_dirs, run_tool):
+    (folder / 'killed.py').write_text("_base_ = 'config.py'\nkill_rank = 1\n")
+    options = ('--cfg-options', 'train_dataloader.batch_size=8', f'work_dir={folder / "killed"}')
+    done = run_tool('dist_train.sh', 'killed.py', 2, *options, cwd=folder, MAX_RESTARTS='1', **environment)
+    assert done.returncode == 0, done.stderr
+    assert 'resumed epoch: 1, iter: 3' in done.stdout
+    one, two = (
+        torch.load(path / 'epoch_2.pth', map_location='cpu', weights_only=False)['state_dict']
+        for path in (work_dirs[2], folder / 'killed')
+    )
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
 @pytest.mark.ops
