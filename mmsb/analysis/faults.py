@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import tempfile
 import time
 import warnings
@@ -206,6 +207,7 @@ def _check(cfg: dict, file: Path, content: bytes) -> str:
 
 
 def _load_checkpoint(folder: Path, canary: Path, read: Callable, name: str, content: bytes) -> str:
+    shutil.rmtree(canary, ignore_errors=True)  # the code of the one before may have made it a folder
     canary.unlink(missing_ok=True)
     path = folder / name
     path.write_bytes(content)

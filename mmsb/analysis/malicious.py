@@ -241,7 +241,8 @@ def checkpoints(canary: str) -> dict[str, tuple[str, bytes, str]]:
         'no json': _safetensors(b'\xff' * 8),
     }
     found |= {f'safetensors, {what}': ('attack.safetensors', content, REFUSED) for what, content in lying.items()}
-    code = f'import os\nos.system("touch {canary}")\n_base_ = "/tmp/evil.py"'
-    for key in ('cfg', 'config'):
-        found[f'code in meta.{key}'] = ('attack.pth', whole_checkpoint(meta={key: code}), DATA)
+    code = f'import os\nos.system("touch {canary}")'
+    for what, text in (('code', code), ('code with a base', f'{code}\n_base_ = "/tmp/evil.py"')):
+        for key in ('cfg', 'config'):
+            found[f'{what} in meta.{key}'] = ('attack.pth', whole_checkpoint(meta={key: text}), DATA)
     return found

@@ -5,6 +5,7 @@ can call are the functions of `data_values.py`, which check their arguments; and
 knows its class. Time is bounded by a number of operations, memory by the size of the file.
 """
 
+import gc
 import math
 import pickle
 import re
@@ -74,12 +75,17 @@ class DataUnpickler(pickle._Unpickler):
         require(self.memory >= 0, 'copies that take far more memory than the file')
 
     def load(self):
+        collecting = gc.isenabled()
+        gc.disable()  # it would walk again and again over millions of new objects
         try:
             return super().load()
         except NotDataError:
             raise
         except Exception as error:  # the stack is not what an operation needs
             raise NotDataError(f'damaged pickle ({type(error).__name__}: {error})') from error
+        finally:
+            if collecting:
+                gc.enable()
 
     def find_class(self, module: str, name: str):
         path = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
