@@ -35,9 +35,15 @@ class Team(Victim):
             min_nodes=1, max_nodes=1, nproc_per_node=2, start_method='fork', max_restarts=self._max_restarts,
             rdzv_backend='c10d', rdzv_endpoint='127.0.0.1:0', monitor_interval=0.1, run_id=str(os.getpid()),
         )  # fmt: skip
+        os.setpgid(0, 0)
         self._redirect()
         elastic_launch(config, self._process)(folder, args)
         return 0
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to all of them, those that are stopped too."""
+        if self.poll() is None:
+            os.killpg(self.pid, number)
 
     def _process(self, folder: Path, args: list[str]) -> None:
         def before() -> None:
@@ -82,8 +88,10 @@ def faults_of_ranks(folder: Path, count: int, flags: tuple = ()) -> Iterator[tup
         except TimeoutError:
             yield False, f'still there after {time.monotonic() - begun:.0f} s: {name}'
             continue
-        if code or ('resum' not in team.said() and place > 2):
+        if code:
             yield False, f'ended with {code}: {name}'
+        elif (in_save or place >= 2) and 'resumed epoch' not in team.said():  # the first checkpoint is at 2
+            yield False, f'began anew: {name}'
         elif not (work_dir / last).exists():
             yield False, f'repeated iterations: {name}'
         else:
