@@ -8,7 +8,7 @@ import matplotlib as mpl
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 _VARYING = ('phase', 'batch_size', 'mode', 'memory_format', 'dtype')
 
@@ -82,7 +82,8 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
     if any(figures['peak_mib'] is not None for figures in results):
         columns['peak_mib'] = 'peak memory (MiB)'
     names = list(dict.fromkeys(figures['network'] for figures in results))
-    colours = dict(zip(names, plt.get_cmap('tab20').colors * (len(names) // 20 + 1), strict=False))
+    palette = plt.get_cmap('tab10' if len(names) <= 10 else 'tab20').colors
+    colours = dict(zip(names, palette * (len(names) // len(palette) + 1), strict=False))
     shape = (max(1, len(groups)), len(columns))
     figure, axes = plt.subplots(
         *shape, figsize=(4.5 * shape[1] + 1.5, 3.6 * shape[0]), layout='constrained', squeeze=False
@@ -105,9 +106,10 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
             sizes = {member['size_px'][0] * member['size_px'][1]: member['size_px'] for member in members}
             axis.set_xticks(list(sizes), ['x'.join(map(str, size)) for size in sizes.values()], fontsize='x-small')
             axis.set_xticks([], minor=True)
-            for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-            axis.tick_params(axis='y', which='both', labelsize='x-small')
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axis.tick_params(axis='y', labelsize='x-small')
             axis.set_title(_title(group), fontsize='small')
         row[-1].legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
