@@ -1,6 +1,5 @@
 """Pictures of measured costs. `results` are those of `throughput.summarise_all`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
     groups = _group([figures for figures in results if figures['network'] in top1], _VARYING)
     if not groups:
         return False
-    tail = os.path.commonprefix([name[::-1] for name in top1])[::-1]
+    shortest = min(top1, key=len)
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), layout='constrained', squeeze=False)
@@ -62,7 +61,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
             colour = 'tab:red' if _has_bias(name) else 'tab:gray'
             axis.errorbar(x, y, xerr=[[x - low], [high - x]], marker='o', markersize=4, color=colour)
             side = dict(ha='right', xytext=(-4, 4)) if _has_bias(name) else dict(ha='left', xytext=(4, -9))
-            short = name.removesuffix(f'-{tail}')
+            short = name.removesuffix(f'-{shortest}')
             axis.annotate(short, (x, y), textcoords='offset points', fontsize='x-small', color=colour, **side)
             if _has_bias(name) and name.removeprefix('sb-') in places:
                 line = zip(places[name.removeprefix('sb-')], (x, y), strict=True)
