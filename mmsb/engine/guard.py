@@ -5,6 +5,7 @@ import signal
 from datetime import timedelta
 
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -25,8 +26,8 @@ class GuardHook(Hook):
     With a dynamic loss scale infinite gradients are how the scale is found: the scaler leaves out that step, and only
     many of these in a row stop the run.
 
-    A signal takes effect at the end of an iteration, the same for all processes; in a validation at the end of a batch,
-    where several processes stop without saving what came after the last checkpoint.
+    A signal takes effect at the end of an iteration, or of a batch of the validation, the same for all processes. If
+    these validate on different numbers of batches, they stop there and save nothing after the last checkpoint.
 
     Args:
         finite: whether to look at losses and gradients.
@@ -47,11 +48,12 @@ class GuardHook(Hook):
         self.finite, self.max_skipped_steps, self.signals = finite, max_skipped_steps, tuple(signals)
         self._got: str | None = None
         self._skipped = 0
+        self._group = None  # of all processes, if there are several
+        self._validates_together = False
         self._asked = None  # the question to all processes that is under way: is there a signal?
 
     def before_train(self, runner: Runner) -> None:
         self._before = {name: signal.signal(getattr(signal, name), self._note) for name in self.signals}
-        self._group = None
         if runner.world_size > 1:
             seconds = ((runner.cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout') or TIMEOUT_S
             self._group = torch.distributed.new_group(backend='gloo', timeout=timedelta(seconds=seconds))
@@ -74,12 +76,21 @@ class GuardHook(Hook):
         if self._told_to_stop():
             self._stop(runner, runner.iter + 1)
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        if self._group is not None:
+            counts = all_gather_object(len(getattr(runner.val_loop, 'dataloader', ())))
+            self._validates_together = len({*counts}) == 1 and counts[0] > 0
+
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if self._got is None or not hasattr(self, '_before'):
+        if not hasattr(self, '_before'):  # no training
             return
-        if runner.world_size > 1:
+        if self._group is not None and not self._validates_together:
+            if self._got is None:
+                return
             text = f'stopped by {self._got} during the validation at iteration {runner.iter}'
             raise RunStopped(f'{text}: --resume goes on from the last checkpoint', EXIT_PREEMPTED)
+        if not self._told_to_stop():
+            return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 hook._swap_ema_parameters()  # a validation has the averages in the place of the weights
@@ -91,9 +102,9 @@ class GuardHook(Hook):
         self._got = signal.Signals(number).name
 
     def _told_to_stop(self) -> bool:
-        """Whether any process had a signal; of several processes, before the iteration that is over now.
+        """Whether any process had a signal; of several processes, before the iteration or batch that is over now.
 
-        The answer of one iteration is waited for at the end of the next one, so that nobody waits for the network.
+        The answer of one is waited for at the end of the next one, so that nobody waits for the network.
         """
         if self._group is None:
             return self._got is not None

@@ -150,6 +150,24 @@ def test_a_signal_to_one_process_stops_both_at_the_same_iteration(arena):
     assert why_invalid(arena / 'run/iter_6.pth') is None
 
 
+def test_a_signal_in_a_validation_stops_both_at_the_same_batch(arena):
+    config = write_config(arena / 'config.py', steps=2, interval=100)
+    options = ('--cfg-options', 'val_dataloader.batch_size=1')
+    whole = Team(arena, config, '--work-dir', 'whole', *options)
+    assert whole.wait(PATIENCE_S) == 0, whole.said()
+
+    def before(rank: int) -> None:
+        if rank == 1:
+            at_iteration(3, lambda _: os.kill(os.getpid(), signal.SIGTERM), 'before_val')
+
+    stopped = Team(arena, config, '--work-dir', 'run', *options, before=before, max_restarts=0)
+    assert stopped.wait(PATIENCE_S) != 0
+    assert 'stopped by a signal to another process after iteration 3: saved' in stopped.said()
+    resumed = Team(arena, config, '--work-dir', 'run', '--resume', *options)
+    assert resumed.wait(PATIENCE_S) == 0, resumed.said()
+    assert differing(weights_of(arena / 'whole/iter_6.pth'), weights_of(arena / 'run/iter_6.pth')) == []
+
+
 def test_the_norm_is_over_all_gradients():
     from mmsb.engine.guard import _gradient_norm
 
