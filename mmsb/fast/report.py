@@ -30,12 +30,10 @@ def table(records: list[dict]) -> str:
     The errors are those of the last epoch; of an unfinished run none is told. The paper's figure stands only beside the
     paper's recipe on all classes. Images a second and seconds are of one run, with the others beside it.
     """
+    alike = ('row', 'config', 'backbone_options', 'images', 'precision', 'recipe', 'first_classes')
     lines: dict[str, list[dict]] = {}
     for record in records:
-        alike = {
-            key: value for key, value in record.items() if key not in ('seed', 'history', 'epochs_done', 'failure')
-        }
-        lines.setdefault(json.dumps(alike, sort_keys=True), []).append(record)
+        lines.setdefault(json.dumps([record[key] for key in alike], sort_keys=True), []).append(record)
     rows = [HEADER, ['---'] * len(HEADER), *(_line(seeds) for seeds in lines.values())]
     return ''.join('| ' + ' | '.join(cells) + ' |\n' for cells in rows)
 
@@ -56,6 +54,7 @@ def _line(seeds: list[dict]) -> list[str]:
         if spread:
             cells.append(f'{statistics.stdev(ends):.2f}' if len(ends) > 1 else '')
         cells.append(first[f'top{k}_err'] if first['as_paper'] else '')
-    on = f'{first["machine"]}, {beside} run(s) at once, {first["mode"]}, {first["precision"]}, PyTorch {first["torch"]}'
+    places = {f'{record["machine"]}, PyTorch {record["torch"]}, {record["mode"]}' for record in seeds}
+    on = f'{" and ".join(sorted(places))}, {first["precision"]}, up to {beside} at once'
     failed = ''.join(f'; seed {record["seed"]}: {record["failure"]}' for record in seeds if record['failure'])
     return [*cells, f'{statistics.median(speeds):,.0f}' if speeds else '', f'{seconds:,.0f}', on + failed]

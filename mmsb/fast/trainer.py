@@ -1,9 +1,9 @@
 """The training step of a classifier: eager, or captured as one CUDA graph and replayed.
 
 It is MMPretrain's step (data preprocessor, network, loss, the optimiser that MMEngine builds) without what is around
-it. The network of the paper's table 1 needs 62 M multiply-adds an image and pass, 24 GFLOP a step of 64: microseconds
-of arithmetic in several hundred kernels. Such a step is bound by its launches and by memory traffic, most of it within
-the cache; hence the graph, and several networks side by side on streams.
+it. A step of the paper's ResNet-38 is 24 GFLOP (62 M multiply-adds x 3 passes x 64 images), well under a millisecond
+of arithmetic, in 325 operators, or 412 with the casts of bf16; SB-ResNet-38 has 509, or 644. So it is bound by launches
+and by memory traffic, most of it within the cache: hence the graph, and several networks side by side on streams.
 
 Shapes: B batch.
 """

@@ -241,9 +241,10 @@ def test_plan_has_the_papers_first_rows_first():
 @pytest.mark.parametrize(('as_paper', 'shown'), [(True, True), (False, False)])
 def test_papers_figure_stands_only_beside_its_recipe(as_paper, shown):
     history = [dict(epoch=1, train_s=2.0, side_by_side=1, top1_err=24.0, top5_err=6.0)]
-    record = dict(system='ResNet-38', setting='-', images=100, recipe=dict(epochs=1), first_classes=None, machine='x',
-                  mode='graph', precision='bf16', torch='2', as_paper=as_paper, top1_err='23.98', top5_err='5.73',
-                  failure='', epochs_done=1, history=history)  # fmt: skip
+    row = dict(row='resnet-38', system='ResNet-38', setting='-', config='c', backbone_options='', top1_err='23.98',
+               top5_err='5.73')  # fmt: skip
+    how = dict(recipe=dict(epochs=1), precision='bf16', mode='graph', first_classes=None, machine='x', torch='2')
+    record = dict(**row, **how, images=100, as_paper=as_paper, failure='', epochs_done=1, history=history)
     other = [dict(history[0], top1_err=25.0)]
     line = table([dict(record, seed=0), dict(record, seed=1, history=other)]).splitlines()[2]
     assert '| 24.00, 25.00 | 24.50 | 0.71 |' in line
