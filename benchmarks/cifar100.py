@@ -8,15 +8,14 @@ Interrupted or out of `--budget-s`, the same command goes on. Data: benchmarks/c
 """
 
 import argparse
-import logging
-import warnings
 
 import torch
 
 from mmsb.engine.launcher import run_tool
 from mmsb.fast.plan import GROUPS, choose_rows, rows
 from mmsb.fast.report import collect
-from mmsb.fast.runs import Options, train_all
+from mmsb.fast.run import Options
+from mmsb.fast.runs import quiet, train_all
 from mmsb.fast.trainer import MODES, PRECISIONS
 
 
@@ -47,8 +46,7 @@ def parse_args():
 
 def main() -> None:
     args = parse_args()
-    logging.disable(logging.WARNING)  # what the libraries say while they build
-    warnings.simplefilter('ignore')
+    quiet()
     if args.list:
         for row in rows():
             print(f'{row.group:<10} {row.name:<28} {row.config} {row.backbone_options}')

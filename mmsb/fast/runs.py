@@ -1,230 +1,18 @@
-"""Many trainings on one device, each with its log, its checkpoint and its record; an interrupted one goes on.
+"""Many trainings on one device: side by side on streams in a process, in several processes, within a budget of time."""
 
-Of a run NAME = <row>_seed<N> the work dir has NAME.log, NAME.json (the record) and NAME.pth (the momentum, what
-identifies the run, and the weights as mmengine keeps them: tools/test.py reads it); results.json and results.md are of
-all runs there. What is random in an epoch depends on seed and epoch alone, so no state of a generator is kept.
-"""
-
-import json
-import math
+import logging
 import multiprocessing
-import os
-import platform
 import time
+import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from mmengine.runner import set_random_seed
-from torch import Tensor
 
-from mmsb.analysis import zoo
-from mmsb.datasets import cifar
-from mmsb.engine.launcher import build_model
-from mmsb.fast.augment import augmented_epoch, draw
+from mmsb.engine.launcher import run_tool
 from mmsb.fast.plan import Row
-from mmsb.fast.recipe import read_recipe
 from mmsb.fast.report import collect
-from mmsb.fast.trainer import Trainer
-from mmsb.models.safe_load import load_checkpoint
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run.
-
-    Args:
-        data: folder of train.npz and test.npz.
-        work_dir: folder of all outputs.
-        device: 'cuda' or 'cpu'.
-        mode: of the Trainer.
-        precision: of the Trainer.
-        channels_last: of the Trainer.
-        epochs: of a shorter schedule; None: the config's.
-        first_classes: train and test on so many classes; None: all.
-        eval_every: epochs between two tests; the last epoch is always tested.
-        save_every: epochs between two checkpoints.
-        jobs: processes.
-        streams: runs side by side in a process.
-        budget_s: seconds after which no epoch is begun that would not end in time; None: no limit.
-        resume: go on from the checkpoints in the work dir.
-    """
-
-    data: str
-    work_dir: str
-    device: str
-    mode: str
-    precision: str
-    channels_last: bool = True
-    epochs: int | None = None
-    first_classes: int | None = None
-    eval_every: int = 10
-    save_every: int = 10
-    jobs: int = 1
-    streams: int = 1
-    budget_s: float | None = None
-    resume: bool = True
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (n, 3, H, W) uint8 and labels (n,) on the device."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def load(cls, options: Options, name: str) -> 'Split':
-        images, labels = cifar.load(options.data, name, options.first_classes)
-        images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        return cls(images.to(options.device), torch.from_numpy(labels).long().to(options.device))
-
-
-def machine(device: str) -> str:
-    """Name what the training runs on."""
-    if device.startswith('cuda'):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)'
-
-
-def write_whole(path: Path, write) -> None:
-    """Write a file whole or not at all: `write` gets the path of a temporary one beside it."""
-    part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    write(part)
-    with part.open('rb') as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-class Run:
-    """One network and seed in training; goes on from its checkpoint, if there is one.
-
-    Raises:
-        ValueError: if the checkpoint is of another run.
-    """
-
-    def __init__(self, row: Row, seed: int, options: Options, train: Split, test: Split):
-        self.row, self.seed, self.options, self.train, self.test = row, seed, options, train, test
-        cfg = zoo.load(row.config, row.backbone_options)
-        self.recipe = read_recipe(cfg, options.epochs)
-        self.as_paper = options.first_classes is None and self.recipe.epochs == cfg.train_cfg.max_epochs
-        set_random_seed(seed)
-        model = build_model(cfg)
-        model.init_weights()
-        how = dict(mode=options.mode, precision=options.precision, channels_last=options.channels_last)
-        self.trainer = Trainer(model.to(options.device), cfg, self.recipe, **how)
-        self.name = f'{row.name}_seed{seed}'
-        self.path = Path(options.work_dir) / f'{self.name}.pth'
-        self.identity = json.loads(  # tuples become lists, as in a file
-            json.dumps(
-                dict(
-                    row=row.name,
-                    config=row.config,
-                    backbone_options=row.backbone_options,
-                    seed=seed,
-                    images=len(train.images),
-                    precision=options.precision,
-                    recipe=asdict(self.recipe),
-                )
-            )
-        )
-        self.history: list[dict] = []
-        self.failure = ''
-        if options.resume and self.path.is_file():
-            self._resume()
-        self.steps = self.recipe.steps(len(train.images))
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
-
-    @property
-    def done(self) -> bool:
-        return self.epoch >= self.recipe.epochs or bool(self.failure)
-
-    def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.path)
-        found = checkpoint['meta'].get('run')
-        if found != self.identity:
-            differs = [key for key in self.identity if (found or {}).get(key) != self.identity[key]]
-            raise ValueError(f'{str(self.path)!r} is of a run with another {differs[0]}: name another work dir')
-        self.trainer.load(checkpoint['state_dict'], checkpoint['momentum'])
-        self.history = checkpoint['meta']['history']
-
-    def on_stream(self):
-        """Work on the stream of this run."""
-        return nullcontext() if self.trainer.stream is None else torch.cuda.stream(self.trainer.stream)
-
-    def begin_epoch(self) -> None:
-        self.began = time.perf_counter()
-        with self.on_stream():
-            drawn = draw(len(self.train.images), self.recipe, seed=self.seed, epoch=self.epoch)
-            self.images, self.labels = augmented_epoch(self.train.images, self.train.labels, drawn, self.recipe)
-            self.trainer.set_lr(self.recipe.lr_of(self.epoch))
-            self.trainer.loss_sum.zero_()
-
-    def step(self, index: int) -> None:
-        batch = slice(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
-        with self.on_stream():
-            self.trainer.step(self.images[batch], self.labels[batch])
-
-    def end_epoch(self, side_by_side: int) -> None:
-        """Wait for the epoch, test if it is time to, and write down all that happened."""
-        with self.on_stream():
-            trained = min(self.steps * self.recipe.batch_size, len(self.images))
-            loss = self.trainer.loss_sum.item() / trained
-            entry = dict(epoch=self.epoch + 1, lr=self.recipe.lr_of(self.epoch), loss=loss)
-            entry.update(train_s=round(time.perf_counter() - self.began, 3), side_by_side=side_by_side)
-            self.history.append(entry)
-            if self.epoch % self.options.eval_every == 0 or self.epoch == self.recipe.epochs:
-                errors = self.trainer.evaluate(self.test.images, self.test.labels)
-                entry.update({f'top{k}_err': round(error, 4) for k, error in errors.items()})
-            if not math.isfinite(loss):
-                self.failure = f'the loss is {loss} after epoch {self.epoch}'
-            elif self.epoch % self.options.save_every == 0 or self.done:
-                self.save()
-        self._record(entry)
-
-    def save(self) -> None:
-        """Write the checkpoint, on the CPU and in the plain memory format."""
-        if self.failure:
-            return
-
-        def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-        meta = dict(run=self.identity, history=self.history, epoch=self.epoch)
-        weights, momentum = plain(self.trainer.model.state_dict()), plain(self.trainer.momentum())
-        checkpoint = dict(meta=meta, state_dict=weights, momentum=momentum)
-        write_whole(self.path, lambda part: torch.save(checkpoint, part))
-
-    def _record(self, entry: dict) -> None:
-        record = dict(
-            **{**asdict(self.row), **self.identity},
-            epochs_done=self.epoch,
-            failure=self.failure,
-            first_classes=self.options.first_classes,
-            as_paper=self.as_paper,
-            mode=self.options.mode,
-            jobs=self.options.jobs,
-            machine=machine(self.options.device),
-            torch=torch.__version__,
-            history=self.history,
-        )
-        text = json.dumps(record, indent=1) + '\n'
-        write_whole(self.path.with_suffix('.json'), lambda part: part.write_text(text))
-        collect(self.options.work_dir)
-        line = ' '.join(f'{key} {value:.4g}' for key, value in entry.items()) + (
-            f' FAILED {self.failure}' * bool(self.failure)
-        )
-        with self.path.with_suffix('.log').open('a') as log:
-            log.write(f'{time.strftime("%F %T")} {line}\n')
-        print(f'{self.name}: {line}', flush=True)
+from mmsb.fast.run import Options, Run, Split
 
 
 def train_runs(runs: Sequence[tuple[Row, int]], options: Options, deadline: float | None = None) -> None:
@@ -265,6 +53,17 @@ def train_runs(runs: Sequence[tuple[Row, int]], options: Options, deadline: floa
         longest = max(longest, time.time() - began)
 
 
+def quiet() -> None:
+    """Silence what the libraries say while they build."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter('ignore')
+
+
+def _train_share(*args) -> None:
+    quiet()  # a process of its own begins with none of its parent's settings
+    run_tool(lambda: train_runs(*args))
+
+
 def train_all(runs: Sequence[tuple[Row, int]], options: Options) -> None:
     """Train runs in `options.jobs` processes.
 
@@ -284,7 +83,7 @@ def train_all(runs: Sequence[tuple[Row, int]], options: Options) -> None:
     else:
         context = multiprocessing.get_context('spawn')
         shares = [share for share in (runs[first :: options.jobs] for first in range(options.jobs)) if share]
-        processes = [context.Process(target=train_runs, args=(share, options, deadline)) for share in shares]
+        processes = [context.Process(target=_train_share, args=(share, options, deadline)) for share in shares]
         for process in processes:
             process.start()
         for process in processes:

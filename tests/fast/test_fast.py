@@ -21,6 +21,7 @@ from mmsb.fast import plan, runs
 from mmsb.fast.augment import augmented_epoch, crop_and_flip, draw
 from mmsb.fast.recipe import read_recipe
 from mmsb.fast.report import collect, table
+from mmsb.fast.run import Options, Run
 from mmsb.fast.trainer import Trainer
 from mmsb.models.safe_load import load_checkpoint
 
@@ -153,33 +154,33 @@ def test_step_is_the_projects_own(config, channels_last):
 
 
 @pytest.fixture
-def options(tmp_path) -> runs.Options:
+def options(tmp_path) -> Options:
     for seed, (split, count) in enumerate(dict(train=70, test=50).items()):
         images, labels = _pictures(count, seed)
         labels = (labels % 10).to(torch.uint8)
         cifar.write(images.permute(0, 2, 3, 1).numpy(), labels.numpy(), tmp_path / f'data/{split}.npz')
     how = dict(device='cpu', mode='eager', precision='fp32', epochs=4, save_every=2, eval_every=2)
-    return runs.Options(data=str(tmp_path / 'data'), work_dir=str(tmp_path / 'whole'), **how)
+    return Options(data=str(tmp_path / 'data'), work_dir=str(tmp_path / 'whole'), **how)
 
 
-def _checkpoint(options: runs.Options) -> dict:
+def _checkpoint(options: Options) -> dict:
     return load_checkpoint(f'{options.work_dir}/{SMALL.name}_seed1.pth')
 
 
 def test_interrupted_run_ends_with_the_same_bits(options, monkeypatch):
     runs.train_all([(SMALL, 1)], options)
     other = replace(options, work_dir=options.work_dir + '-resumed')
-    step = runs.Run.step
+    step = Run.step
 
     def interrupted(run, index):
         if run.epoch == 3:
             raise KeyboardInterrupt
         step(run, index)
 
-    monkeypatch.setattr(runs.Run, 'step', interrupted)
+    monkeypatch.setattr(Run, 'step', interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs.train_all([(SMALL, 1)], other)
-    monkeypatch.setattr(runs.Run, 'step', step)
+    monkeypatch.setattr(Run, 'step', step)
     assert _checkpoint(other)['meta']['epoch'] == 2
     runs.train_all([(SMALL, 1)], other)
     first, again = _checkpoint(options), _checkpoint(other)
@@ -193,7 +194,7 @@ def test_interrupted_run_ends_with_the_same_bits(options, monkeypatch):
 
 
 def test_budget_stops_after_whole_epochs_and_keeps_them(options):
-    options = replace(options, epochs=1000, save_every=1000, eval_every=1000, budget_s=3)
+    options = replace(options, epochs=1000, save_every=1000, eval_every=1000, budget_s=2)
     start = time.time()
     runs.train_all([(SMALL, 1)], options)
     assert time.time() - start < 10
@@ -249,6 +250,18 @@ def test_papers_figure_stands_only_beside_its_recipe(as_paper, shown):
     line = table([dict(record, seed=0), dict(record, seed=1, history=other)]).splitlines()[2]
     assert '| 24.00, 25.00 | 24.50 | 0.71 |' in line
     assert ('23.98' in line) == shown
+
+
+def test_processes_share_the_runs_and_say_what_fails(options, capfd):
+    runs.train_all([(SMALL, 1)], replace(options, epochs=1))
+    capfd.readouterr()
+    with pytest.raises(RuntimeError, match='1 of 2 processes failed'):
+        runs.train_all([(SMALL, 1), (SMALL, 2)], replace(options, epochs=2, jobs=2))
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].endswith('is of a run with another recipe: name another work dir')
+    records = json.loads(Path(options.work_dir, 'results.json').read_text())
+    assert [(record['seed'], record['epochs_done']) for record in records] == [(1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize('what', [dict(streams=2), dict(jobs=0), dict(mode='graph')])
