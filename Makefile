@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Compiled wheels outlive the checkout: the ops of mmcv take about 15 minutes on 2 cores.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmsb/wheels
 
-.PHONY: demo ops test test-stock lint format golden
+.PHONY: demo ops test test-stock bench lint format golden
 .DELETE_ON_ERROR:
 
 # The light stack: classification, segmentation and the demo. mmcv without compiled ops, hence --no-cache-dir:
@@ -49,6 +49,15 @@ $(STOCK)/stock: requirements/stock.txt setup.py
 
 test-stock: $(STOCK)/stock
 	$(STOCK)/bin/python -m pytest tests -m 'not ops'
+
+# What the networks cost, counted and measured; a few minutes on a CPU. For figures to report see "Speed" in README.md.
+BENCH := work_dirs/bench
+
+bench: $(VENV)/light
+	mkdir -p $(BENCH)
+	$(BIN)/python tools/analysis/complexity.py --all --stages --bias --json $(BENCH)/complexity.json --csv $(BENCH)/complexity.csv
+	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
+		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
 
 lint: $(VENV)/full
 	$(BIN)/ruff check .

@@ -54,9 +54,10 @@ def _tiny_batch(cfg: Config, size: int = 64) -> dict:
     if cfg.default_scope == 'mmseg':
         from mmseg.structures import SegDataSample
 
+        classes = cfg.model.decode_head.num_classes
         samples = []
         for image in images:
-            sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 4, (1, 64, 64))))
+            sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, classes, (1, 64, 64))))
             sample.set_metainfo(dict(img_shape=image.shape[1:], ori_shape=image.shape[1:]))
             samples.append(sample)
     else:

@@ -7,10 +7,15 @@ a variance, eleven for each upsampled element. Pure multiply-adds (`macs`) stand
 
 Two for a product of activations: no other count meets the paper's 7660 M for NL (table 9). Its five blocks have 747 M
 multiply-adds in such products, and the network 6170 M operations without them: 6170 + 2 x 747 = 7664.
+
+Activations are the elements of the outputs of convolutions (Radosavovic et al., "Designing Network Design Spaces",
+arXiv:2003.13678; pycls). Differs from pycls's code: that adds the outputs of max pools and of the classifier.
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -28,11 +33,16 @@ class Complexity:
         params: parameters.
         macs: multiply-adds of convolutions and matrix products.
         ops: operations in the paper's convention.
+        activations: elements of the outputs of convolutions.
     """
 
     params: int
     macs: int
     ops: int
+    activations: int
+
+    def __sub__(self, other: 'Complexity') -> 'Complexity':
+        return Complexity(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
 
 def _batch_norm(x_shape, *_, **__) -> int:
@@ -67,7 +77,36 @@ _OTHER_OPS = {
     _aten.var_mean: _variance_and_mean,
     _aten.upsample_bilinear2d: _upsample,
 }
-_PRODUCTS_OF_ACTIVATIONS = (_aten.bmm, _aten.baddbmm)
+_PRODUCTS_OF_ACTIVATIONS = (_aten.bmm, _aten.baddbmm, _aten.addbmm)
+
+
+def _matrix_vector(a_shape, *_, **__) -> int:
+    return 2 * math.prod(a_shape)
+
+
+def _plus_matrix_vector(_, a_shape, *__, **___) -> int:
+    return 2 * math.prod(a_shape)
+
+
+def _plus_sum_of_products(_, a_shape, b_shape, **__) -> int:
+    return 2 * math.prod(a_shape) * b_shape[-1]
+
+
+# Products that PyTorch's counter leaves out; as it does, two for each multiply-add.
+_MORE_PRODUCTS = {
+    _aten.mv: _matrix_vector,
+    _aten.dot: _matrix_vector,
+    _aten.vdot: _matrix_vector,
+    _aten.addmv: _plus_matrix_vector,
+    _aten.addbmm: _plus_sum_of_products,
+}
+
+
+def _output_size(*_, out_shape, **__) -> int:
+    return math.prod(out_shape)
+
+
+_CONVOLUTIONS = {_aten.convolution: _output_size, _aten._convolution: _output_size}
 
 
 def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Complexity:
@@ -78,12 +117,46 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Complexity:
             own).
         input_shape: of the image.
     """
+    return count_parts(model, input_shape)['']
+
+
+def count_parts(
+    model: nn.Module, input_shape: tuple[int, int, int], parts: Iterable[str] = ()
+) -> dict[str, Complexity]:
+    """Count a network and modules of it, as `count` does.
+
+    Args:
+        model: as in `count`.
+        input_shape: as in `count`.
+        parts: names of modules. What a module is handed ready-made from elsewhere is not its own.
+
+    Returns:
+        By name; that of the whole is empty.
+    """
     model = model.to('meta').eval()
-    counter = FlopCounterMode(display=False, custom_mapping=_OTHER_OPS)
-    with counter, torch.no_grad():
+    products = FlopCounterMode(display=False, custom_mapping=_OTHER_OPS | _MORE_PRODUCTS)
+    outputs = FlopCounterMode(display=False, custom_mapping=_CONVOLUTIONS)
+
+    def so_far() -> Counter:
+        counts = products.get_flop_counts().get('Global', {})
+        other = sum(counts.get(op, 0) for op in _OTHER_OPS)
+        macs = (sum(counts.values()) - other) // 2
+        sizes = outputs.get_flop_counts().get('Global', {})
+        return Counter(
+            macs=macs,
+            ops=macs + sum(counts.get(op, 0) for op in _PRODUCTS_OF_ACTIVATIONS) // 2 + other,
+            activations=sum(sizes.get(op, 0) for op in _CONVOLUTIONS),
+        )
+
+    modules = {'': model, **{name: model.get_submodule(name) for name in parts}}
+    totals = {name: Counter(macs=0, ops=0, activations=0) for name in modules}
+    hooks = []
+    for name, module in modules.items():
+        hooks.append(module.register_forward_pre_hook(lambda *_, total=totals[name]: total.subtract(so_far())))
+        hooks.append(module.register_forward_hook(lambda *_, total=totals[name]: total.update(so_far())))
+    with products, outputs, torch.no_grad():
         model(torch.empty(1, *input_shape, device='meta'))
-    counts = counter.get_flop_counts()['Global']
-    other = sum(number for op, number in counts.items() if op in _OTHER_OPS)
-    macs = (sum(counts.values()) - other) // 2
-    products = sum(counts.get(op, 0) for op in _PRODUCTS_OF_ACTIVATIONS) // 2
-    return Complexity(sum(p.numel() for p in model.parameters()), macs, macs + products + other)
+    for hook in hooks:
+        hook.remove()
+    params = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    return {name: Complexity(params=params[name], **total) for name, total in totals.items()}

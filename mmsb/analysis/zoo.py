@@ -1,15 +1,19 @@
 """The shipped configs as networks to count: which there are, at which input size, beside which row of the paper."""
 
 import ast
+import copy
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
-from mmsb.analysis.complexity import Complexity, count
-from mmsb.engine.launcher import build_model, read_config
+from mmsb.analysis.complexity import Complexity, count_parts
+from mmsb.engine.launcher import build_model, check_library, read_config
 
 _ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_ROOT / '.mim' / 'configs', _ROOT.parent / 'configs') if path.is_dir())
@@ -33,6 +37,32 @@ def as_printed(value: float, figure: str) -> str:
     return f'{value:.{len(figure.partition(".")[2])}f}'
 
 
+def paper_row(config: str | Path) -> dict[str, str] | None:
+    """Find the last row of the paper's tables (the comparison, where a network has several) that a config is."""
+    rows = [row for row in paper_rows() if row['config'] and not row['backbone_options']]
+    return next((row for row in reversed(rows) if find(row['config']).samefile(find(config))), None)
+
+
+def systems() -> list[str]:
+    """List the names of the configs of the systems that the paper compares (tables 8 to 10)."""
+    return [row['config'] for row in paper_rows() if row['table'] in ('8', '9', '10') and row['config']]
+
+
+def find(config: str | Path) -> Path:
+    """Find the file of a config.
+
+    Args:
+        config: path, or the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = next((path for path in (Path(config), CONFIGS / config) if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f'config {str(config)!r} does not exist')
+    return path
+
+
 def load(config: str | Path, backbone_options: str = '') -> Config:
     """Read a config.
 
@@ -43,10 +73,7 @@ def load(config: str | Path, backbone_options: str = '') -> Config:
     Raises:
         FileNotFoundError: if there is no such config.
     """
-    path = next((path for path in (Path(config), CONFIGS / config) if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f'config {str(config)!r} does not exist')
-    cfg = read_config(str(path))
+    cfg = read_config(str(find(config)))
     pairs = (pair.split('=', 1) for pair in backbone_options.split(';') if pair.strip())
     cfg.merge_from_dict({f'model.backbone.{key.strip()}': ast.literal_eval(value) for key, value in pairs})
     return cfg
@@ -64,19 +91,78 @@ def input_shape(cfg: Config) -> tuple[int, int, int]:
     for step in dataset.get('pipeline', []):
         if step['type'] == 'CenterCrop':
             return (3, step['crop_size'], step['crop_size'])
-    raise ValueError(f'the test pipeline of {cfg.filename!r} has no CenterCrop: say the input size with --shape')
+    raise ValueError(f'the test pipeline of {cfg.filename!r} has no CenterCrop: say the input size')
+
+
+def is_classifier(cfg: Config) -> bool:
+    """Tell a config of MMPretrain from those whose networks need more than images: detectors and segmenters."""
+    return cfg.get('default_scope') == 'mmpretrain'
+
+
+def build_backbone(cfg: Config) -> nn.Module:
+    """Build the backbone of a config alone, with the weights that its layers start with.
+
+    Raises:
+        ValueError: if it has none.
+        ImportError: if its library is not installed.
+    """
+    if not cfg.model.get('backbone'):
+        raise ValueError(f'the model of {cfg.filename!r} has no backbone')
+    check_library(cfg)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    return MODELS.build(cfg.model.backbone)
 
 
 def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexity:
-    """Count the network of a config; `shape` of one image, (channels, height, width), is the config's by default.
+    """Count the network of a classification config, or the backbone of another one.
+
+    Args:
+        cfg: of any of the libraries.
+        shape: of one image, (channels, height, width); the config's by default, which only classification configs say.
 
     Raises:
-        ValueError: for a config of another library than MMPretrain, and for a height or width below 1.
+        ValueError: for a height or width below 1, and if the shape is not known.
     """
+    return _count(cfg, shape, ())['']
+
+
+def measure_stages(cfg: Config, shape: tuple[int, int, int] | None = None) -> dict[str, Complexity]:
+    """Count as `measure` does, stage by stage: 'stem', 'layer1', ..., and 'head' (with the neck) of a classifier.
+
+    The sum is what `measure` counts.
+    """
+    backbone = 'backbone' if is_classifier(cfg) else ''
+    names = [key for key, _ in build_backbone(cfg).named_children() if re.fullmatch(r'layer\d+', key)]
+    paths = {name: f'{backbone}.{name}'.strip('.') for name in names}
+    counts = _count(cfg, shape, {backbone, *paths.values()} - {''})
+    stages = {name: counts[path] for name, path in paths.items()}
+    stem = counts[backbone]
+    for stage in stages.values():
+        stem -= stage
+    head = {'head': counts[''] - counts[backbone]} if backbone else {}
+    return {'stem': stem, **stages, **head}
+
+
+def measure_bias(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexity | None:
+    """Count what spatial bias adds (`spatial_bias`, `bias_norm`, `bias_conv`): the network less the same without it.
+
+    Returns:
+        None for a network without spatial bias.
+    """
+    backbone = build_backbone(cfg)
+    if not (hasattr(backbone, 'bias_modules') and backbone.bias_modules()):
+        return None
+    without = copy.deepcopy(cfg)
+    without.model.backbone.spatial_bias = None
+    return measure(cfg, shape) - measure(without, shape)
+
+
+def _count(cfg: Config, shape: tuple[int, int, int] | None, parts: Iterable[str]) -> dict[str, Complexity]:
     if shape is not None and min(shape) < 1:
         raise ValueError(f'the height and width of an image must be at least 1, got {shape[1:]}')
-    if cfg.get('default_scope') != 'mmpretrain':
-        raise ValueError(f'classification networks are counted, and {cfg.filename!r} is of {cfg.get("default_scope")}')
+    if shape is None and not is_classifier(cfg):
+        raise ValueError(f'{cfg.filename!r} is no classification config: say the size of its images')
+    shape = shape or input_shape(cfg)
     with torch.device('meta'):  # nobody needs the weights
-        model = build_model(cfg)
-    return count(model, shape or input_shape(cfg))
+        model = build_model(cfg) if is_classifier(cfg) else build_backbone(cfg)
+    return count_parts(model, shape, parts)

@@ -95,8 +95,12 @@ def _check_keys(path: str, content: dict, names: bool) -> Iterator[Finding]:
         item = f'image id {image.get("id")}'
         yield from _missing(path, item, image, image_keys)
         for key in ('width', 'height'):
-            if key in image and not (_is_number(image[key]) and image[key] > 0):
+            if key in image and not (_is_number(image[key]) and 0 < image[key] < math.inf):
                 yield error('image of another size', path, item, f'{key} must be above 0, got {image[key]!r}')
+        if not isinstance(image.get('file_name', 'x'), str) or not image.get('file_name', 'x'):
+            yield error(
+                'malformed entry', path, item, f'file_name must be the name of a file, got {image["file_name"]!r}'
+            )
     for annotation in content['annotations']:
         keys = ANNOTATION_KEYS if annotation.get('ignore') else (*ANNOTATION_KEYS, *BOX_KEYS)
         yield from _missing(path, f'annotation id {annotation.get("id")}', annotation, keys)

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -122,8 +123,13 @@ class DatasetCheck:
         path = paths.annotation_file(self.leaf)
         if 'CustomDataset' not in bases or not path or not self.leaf.get('with_label', True):
             return
-        with open(path, encoding='utf-8', errors='replace') as file:
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
             for number, line in enumerate(file, start=1):
+                if re.search('[\udc80-\udcff]', line):
+                    yield error(
+                        'malformed line', path, f'line {number}', f'is not UTF-8: {os.fsencode(line.strip())!r}'
+                    )
+                    continue
                 parts = line.strip().rsplit(' ', 1)
                 if len(parts) != 2 or not parts[1].lstrip('-').isdigit():
                     text = f'must be FILE LABEL with a whole number, got {line.strip()!r}'

@@ -20,12 +20,13 @@ def type_name(config: dict) -> str:
     return kind if isinstance(kind, str) else kind.__name__
 
 
-def load_transform(pipeline: list, name: str):
-    """Build the first transform of a pipeline whose type ends in `name`; None if there is none."""
-    found = next((step for step in pipeline or [] if type_name(step).endswith(name)), None)
+def load_transform(pipeline: list, *names: str):
+    """Build the first transform of a pipeline whose type ends in one of `names`; None if there is none."""
+    found = next((step for step in pipeline or [] if type_name(step).endswith(names)), None)
     if found is None:
         return None
-    options = {key: value for key, value in found.items() if key != 'ignore_empty'}  # it hides what is wanted here
+    hiding = ('ignore_empty', 'on_error')  # what is wanted here
+    options = {key: value for key, value in found.items() if key not in hiding}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return TRANSFORMS.build(options)
@@ -72,7 +73,7 @@ class SampleCheck:
         masks: bool = False,
         reduce_zero_label: bool = False,
     ) -> None:
-        self.load_image = load_transform(pipeline, 'LoadImageFromFile')
+        self.load_image = load_transform(pipeline, 'LoadImageFromFile', 'LoadImage')
         self.load_mask = load_transform(pipeline, 'LoadAnnotations') if masks else None
         self.setting: list[Finding] = []
         stated = getattr(self.load_mask, 'reduce_zero_label', None)

@@ -1,0 +1,109 @@
+"""Pictures of measured costs. `results` are those of `throughput.summarise_all`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use('Agg')
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
+
+_VARYING = ('phase', 'batch_size', 'mode', 'memory_format', 'dtype')
+
+
+def _has_bias(network: str) -> bool:
+    return network.startswith('sb-')
+
+
+def _group(results: Sequence[dict], keys: Sequence[str]) -> dict[tuple, list[dict]]:
+    """Sort results with figures by the values of `keys`."""
+    groups: dict[tuple, list[dict]] = {}
+    for figures in results:
+        if figures['ms'] is not None:
+            groups.setdefault(tuple(figures[key] for key in keys), []).append(figures)
+    return groups
+
+
+def _title(group: tuple) -> str:
+    phase, batch_size, *rest = group
+    return ', '.join([phase, f'batch {batch_size}', *rest])
+
+
+def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], path: str | Path) -> bool:
+    """Draw accuracy over images a second, as the paper's figure 1; a panel for each setting.
+
+    Networks with spatial bias are joined with those without it. Bars are quartiles.
+
+    Args:
+        results: of one image size.
+        top1: the paper's accuracies (%) by network; others are left out.
+        path: of the picture.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    groups = _group([figures for figures in results if figures['network'] in top1], _VARYING)
+    if not groups:
+        return False
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), layout='constrained', squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (group, members) in zip(axes.flat, groups.items(), strict=False):
+        places = {member['network']: (member['images_per_s'], top1[member['network']]) for member in members}
+        for member in members:
+            name = member['network']
+            x, y = places[name]
+            low, high = member['images_per_s_quartiles']
+            colour = 'tab:red' if _has_bias(name) else 'tab:gray'
+            axis.errorbar(x, y, xerr=[[x - low], [high - x]], marker='o', markersize=4, color=colour)
+            axis.annotate(name, (x, y), xytext=(4, 4), textcoords='offset points', fontsize='x-small')
+            if _has_bias(name) and name.removeprefix('sb-') in places:
+                line = zip(places[name.removeprefix('sb-')], (x, y), strict=True)
+                axis.plot(*line, color='tab:red', linewidth=0.8, linestyle=':')
+        axis.set(xlabel='images a second, measured', ylabel="top-1 accuracy (%), the paper's")
+        axis.set_title(_title(group), fontsize='medium')
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return True
+
+
+def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
+    """Draw time, time relative to the plain network, and peak memory where there is, over pixels; a row a setting."""
+    groups = _group(results, _VARYING)
+    columns = {'ms': 'ms a batch', 'time_ratio': 'time / plain'}
+    if any(figures['peak_mib'] is not None for figures in results):
+        columns['peak_mib'] = 'peak memory (MiB)'
+    names = list(dict.fromkeys(figures['network'] for figures in results))
+    colours = dict(zip(names, plt.get_cmap('tab20').colors * (len(names) // 20 + 1), strict=False))
+    shape = (max(1, len(groups)), len(columns))
+    figure, axes = plt.subplots(
+        *shape, figsize=(4.5 * shape[1] + 1.5, 3.6 * shape[0]), layout='constrained', squeeze=False
+    )
+    for row, (group, members) in zip(axes, groups.items(), strict=False):
+        for axis, (key, label) in zip(row, columns.items(), strict=True):
+            for name in names:
+                points = sorted(
+                    (member['size_px'][0] * member['size_px'][1], member[key])
+                    for member in members
+                    if member['network'] == name and member[key] is not None
+                )
+                if points:
+                    style = '-' if _has_bias(name) else '--'
+                    axis.plot(
+                        *zip(*points, strict=True), style, marker='o', markersize=3, color=colours[name], label=name
+                    )
+            axis.set(xlabel='height x width (px); the scale is of their product', ylabel=label)
+            axis.set(xscale='log', yscale='log')
+            sizes = {member['size_px'][0] * member['size_px'][1]: member['size_px'] for member in members}
+            axis.set_xticks(list(sizes), ['x'.join(map(str, size)) for size in sizes.values()], fontsize='x-small')
+            axis.set_xticks([], minor=True)
+            for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axis.tick_params(axis='y', which='both', labelsize='x-small')
+            axis.set_title(_title(group), fontsize='small')
+        row[-1].legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

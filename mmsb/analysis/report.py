@@ -1,0 +1,47 @@
+"""Figures as tables and files."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a Markdown table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ['-' * width for width in widths], *rows]
+    return '\n'.join(
+        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + ' |' for line in lines
+    )
+
+
+def check_folder(option: str, path: str | None) -> None:
+    """Check that a file can be made where an option of a command line says.
+
+    Raises:
+        FileNotFoundError: if its folder does not exist.
+    """
+    if path and not Path(path).parent.is_dir():
+        raise FileNotFoundError(f'the folder of {option} {path} does not exist')
+
+
+def write_json(path: str | Path, data) -> None:
+    """Write json in one step: whoever reads the file finds the old data or the new."""
+    _replace(path, json.dumps(data, indent=2) + '\n')
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
+    """Write rows with the same keys as csv with a header, in one step."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    _replace(path, text.getvalue())
+
+
+def _replace(path: str | Path, text: str) -> None:
+    unfinished = Path(f'{path}.tmp')
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

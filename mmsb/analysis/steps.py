@@ -1,0 +1,98 @@
+"""One call of a network in one setting: a forward pass, or a training step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmsb.analysis.networks import Network
+
+PHASES = ('inference', 'training')
+MODES = ('eager', 'compile')
+MEMORY_FORMATS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
+DTYPES = ('fp32', 'bf16')
+_SGD = dict(lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How networks are measured.
+
+    Attributes:
+        phase: 'inference', or 'training': forward, loss, backward and a step of SGD with momentum.
+        batch_size: images a call.
+        size_px: height and width of the images.
+        mode: 'eager', or 'compile': `torch.compile` of the backbone, as one graph.
+        memory_format: of the weights and images.
+        dtype: 'fp32', or 'bf16': autocast with float32 weights, as `tools/train.py --amp` has it.
+    """
+
+    phase: str
+    batch_size: int
+    size_px: tuple[int, int]
+    mode: str = 'eager'
+    memory_format: str = 'nchw'
+    dtype: str = 'fp32'
+
+    def __str__(self) -> str:
+        size = ' x '.join(map(str, self.size_px))
+        how = f'{self.mode}, {self.memory_format}, {self.dtype}'
+        return f'{self.phase}, batch {self.batch_size}, {size}, {how}'
+
+    def images(self, device: torch.device, seed: int) -> Tensor:
+        """Make a batch of random images, (B, 3, H, W)."""
+        images = torch.randn(self.batch_size, 3, *self.size_px, generator=torch.Generator().manual_seed(seed))
+        return images.to(device, memory_format=MEMORY_FORMATS[self.memory_format])
+
+
+class Step:
+    """A call to measure. Gradients are dropped at its end; the momentum is kept until `close`.
+
+    Args:
+        network: put into the setting's memory format and phase; it has one step at a time.
+        setting: which call.
+        images: of `Setting.images`; shared by the networks.
+    """
+
+    def __init__(self, network: Network, setting: Setting, images: Tensor):
+        self.network = network
+        self.images = images
+        bf16 = setting.dtype == 'bf16'
+        self.autocast = dict(device_type=images.device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.backbone = network.model.backbone
+        network.model.to(memory_format=MEMORY_FORMATS[setting.memory_format])
+        network.model.train(setting.phase == 'training')
+        self.optimizer = None
+        if setting.phase == 'training':
+            weights = [weight for weight in network.model.parameters() if weight.requires_grad]
+            self.optimizer = torch.optim.SGD(weights, **_SGD)
+        if setting.mode == 'compile':
+            # Past its limit of graphs for one piece of code dynamo would go on without compiling, or refuse: all
+            # networks share the code of SBResNet.forward.
+            torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 1000
+            network.model.backbone = torch.compile(self.backbone, fullgraph=True, dynamic=False)
+
+    def __call__(self) -> None:
+        if self.optimizer is None:
+            with torch.no_grad(), torch.autocast(**self.autocast):
+                self.network.forward(self.images)
+            return
+        try:
+            with torch.autocast(**self.autocast):
+                loss = self.network.loss(self.images)
+            loss.backward()
+            self.optimizer.step()
+        finally:  # out of memory half-way, too
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def held_bytes(self) -> int:
+        """Count what a call finds in memory: weights, buffers, momentum and images."""
+        tensors = [self.images, *self.network.model.parameters(), *self.network.model.buffers()]
+        if self.optimizer is not None:
+            tensors += [value for state in self.optimizer.state.values() for value in state.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
+
+    def close(self) -> None:
+        """Give the momentum back, and the network its own backbone."""
+        self.network.model.backbone = self.backbone
+        self.optimizer = None

@@ -1,0 +1,157 @@
+"""Loading of images that may be damaged: an error that names the file, or another sample instead.
+
+mmcv's LoadImageFromFile names no file where a decoder fails, and takes what is missing of a truncated image for grey.
+"""
+
+import io
+import logging
+import re
+import warnings
+import zlib
+from typing import Literal
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmengine.logging import print_log
+from PIL import Image, UnidentifiedImageError
+
+from mmsb.options import choose, known_options
+from mmsb.registry import TRANSFORMS
+
+from .check_samples import damage
+
+MAX_PIXELS = 178_956_970  # from here on Pillow speaks of a decompression bomb: half a gigabyte
+_SLOTS = 2**16
+_TAIL_BYTES = 64  # some cameras add to the end of a file
+_ENDS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82', 'GIF': b';'}
+
+
+class BadImageError(ValueError):
+    """An image that cannot be loaded; says which and why, in one line."""
+
+
+@TRANSFORMS.register_module()
+class LoadImage(LoadImageFromFile):
+    """Load an image as 8-bit BGR whatever its file holds: CMYK, 16 bits, a palette, transparency (which is dropped).
+
+    Of an animation the first frame is taken. A truncated file, one of floating-point numbers (their range is unknown),
+    an empty one and one of too many pixels are errors. A sound file costs a look at its header and its end more than
+    mmcv's; damage inside a file that the decoder puts up with is found by `tools/check_data.py` alone.
+
+    With `on_error='skip'` the dataset takes a random other sample (`BaseDataset.max_refetch` of mmengine, in all three
+    libraries) and each file is logged once; the share of the classes shifts by what is skipped. In a test every sample
+    counts: there MMEngine refuses to skip.
+
+    Adds to the sample: img [H, W, 3], img_shape and ori_shape (height, width in px).
+
+    Args:
+        on_error: 'raise' or 'skip'.
+        max_pixels: larger images are errors.
+        to_float32, color_type, imdecode_backend, backend_args: see mmcv's LoadImageFromFile.
+
+    Raises:
+        ValueError: for an image that cannot be loaded; one line that names the file.
+    """
+
+    @known_options
+    def __init__(
+        self,
+        *,
+        on_error: Literal['raise', 'skip'] = 'raise',
+        max_pixels: int = MAX_PIXELS,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        backend_args: dict | None = None,
+    ) -> None:
+        super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
+        self.on_error = choose('on_error', on_error, ('raise', 'skip'))
+        if max_pixels < 1:
+            raise ValueError(f'max_pixels must be at least 1, got {max_pixels}')
+        self.max_pixels = max_pixels
+        # Which files were skipped, by a hash of their paths: seen by all workers of this process, in all epochs.
+        self._skipped = torch.zeros(_SLOTS, dtype=torch.uint8).share_memory_()
+
+    @property
+    def skipped_files(self) -> int:
+        """Number of files that were skipped up to now by this process and its workers."""
+        return int(self._skipped.sum())
+
+    def transform(self, results: dict) -> dict | None:
+        path = results['img_path']
+        try:
+            image = self._load(path)
+        except BadImageError as error:
+            if self.on_error == 'raise':
+                raise
+            slot = zlib.crc32(str(path).encode()) % _SLOTS
+            if not self._skipped[slot]:
+                self._skipped[slot] = 1
+                text = f'{error}; skipped ({self.skipped_files:,} files up to now)'
+                print_log(text, logger='current', level=logging.WARNING)
+            return None
+        results['img'] = image.astype(np.float32) if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _load(self, path: str) -> np.ndarray:
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except Exception as error:  # of any storage
+            raise BadImageError(f'image {path!r} cannot be read: {_one_line(error)}') from error
+        flaw = _flaw(content, self.max_pixels)
+        if flaw:
+            raise BadImageError(f'image {path!r} {flaw}')
+        try:
+            image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+            if image is None:  # OpenCV < 4.12 knows no GIF
+                image = mmcv.imfrombytes(content, flag=self.color_type, backend='pillow')
+        except Exception as error:  # decoders raise what they like
+            raise BadImageError(f'image {path!r} does not decode: {_one_line(error)}') from error
+        if image.dtype != np.uint8 and self.color_type != 'unchanged':
+            raise BadImageError(f'image {path!r} has pixels of {image.dtype}, needs 8-bit ones')
+        return image
+
+    def __repr__(self) -> str:
+        return f'{super().__repr__()[:-1]}, on_error={self.on_error!r}, max_pixels={self.max_pixels})'
+
+
+def _flaw(content: bytes, max_pixels: int) -> str | None:
+    """Say why an image file should not be decoded; None for a sound one."""
+    if not content:
+        return 'is empty (0 bytes)'
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(io.BytesIO(content)) as image:  # reads the header alone
+                kind, mode, (width, height) = image.format, image.mode, image.size
+    except Image.DecompressionBombError as error:
+        return f'has too many pixels: {_one_line(error)}'
+    except UnidentifiedImageError:
+        return f'is no image: it begins with {content[:8]!r}'
+    except Exception as error:  # of a header that lies
+        return f'is damaged: {_one_line(error)}'
+    if width * height > max_pixels:
+        return f'has {width} x {height} px, more than max_pixels={max_pixels:,}'
+    if mode.startswith('F'):
+        return 'has floating-point pixels: save it with 8 or 16 bits'
+    if _ends_well(kind, content):
+        return None
+    found = damage(content)  # decodes it as a whole
+    return found[0] if found and found[1] else None
+
+
+def _ends_well(kind: str, content: bytes) -> bool:
+    """Tell at little cost that a file was not cut off; False is no proof."""
+    if kind in _ENDS:
+        return _ENDS[kind] in content[-_TAIL_BYTES:]
+    if kind == 'WEBP':
+        return int.from_bytes(content[4:8], 'little') + 8 <= len(content)
+    return False
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r'\s+', ' ', str(error)).strip() or type(error).__name__

@@ -1,0 +1,210 @@
+"""Speed and peak memory of networks beside the plain one, measured in turn.
+
+python tools/analysis/throughput.py configs/imagenet/sb-resnet50_b256-100e_in1k.py
+python tools/analysis/throughput.py --all-systems --json FILE --plot FILE
+python tools/analysis/throughput.py CONFIG... --sizes 224 448 800x1333 --batch-sizes 1 --memory --plot FILE
+
+Of classification configs the whole network is measured, of others backbone and neck (say `--sizes`). Weights are
+random.
+"""
+
+import argparse
+import itertools
+import logging
+import re
+import sys
+import warnings
+
+import torch
+
+from mmsb.analysis import machine, networks, plots, zoo
+from mmsb.analysis.memory import limit_to_free_memory
+from mmsb.analysis.report import check_folder, markdown, write_json
+from mmsb.analysis.steps import DTYPES, MEMORY_FORMATS, MODES, PHASES, Setting
+from mmsb.analysis.throughput import Cell, Plan, measure, summarise_all
+from mmsb.engine.launcher import run_tool
+from mmsb.engine.progress import progress_of
+
+
+def at_least(lowest: float, kind: type):
+    """Make the type of an argument that has a lowest value."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not value >= lowest:
+            raise argparse.ArgumentTypeError(f'must be a number of at least {lowest}, got {text!r}')
+        return value
+
+    return parse
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read '224' or '800x1333', height before width, in pixels."""
+    sides = text.split('x')
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f'must be pixels, 224 or 800x1333 (height x width), got {text!r}')
+    return int(sides[0]), int(sides[-1])
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Measure speed and peak memory of networks, in turn.')
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='config files')
+    parser.add_argument('--all-systems', action='store_true', help='all systems of tables 8 to 10 that are there')
+    parser.add_argument('--plain', metavar='CONFIG', help='what the others are compared with (default: ResNet-50)')
+    for option, choices, default in (
+        ('--phases', PHASES, PHASES),
+        ('--modes', MODES, MODES[:1]),
+        ('--memory-formats', list(MEMORY_FORMATS), ['nchw']),
+        ('--dtypes', DTYPES, DTYPES[:1]),
+    ):
+        parser.add_argument(option, nargs='+', choices=choices, default=default, help=f'default: {" ".join(default)}')
+    parser.add_argument('--batch-sizes', nargs='+', type=at_least(1, int), default=[1, 32], help='default: 1 32')
+    parser.add_argument('--sizes', nargs='+', type=size, metavar='PX', help="224 or 800x1333 (default: the config's)")
+    parser.add_argument('--repeats', type=at_least(1, int), default=10, help='rounds; default: 10')
+    parser.add_argument('--warmup', type=at_least(1, int), default=2, help='calls before the rounds; default: 2')
+    parser.add_argument('--sample-s', type=at_least(0, float), default=0.5, help='seconds a sample; default: 0.5')
+    parser.add_argument('--memory', action='store_true', help='peak memory on the CPU too, each in its own process')
+    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: a GPU if there is one)')
+    parser.add_argument('--seed', type=int, default=0, help='of weights and images; default: 0')
+    parser.add_argument('--json', metavar='FILE', help='write everything as json, after each round')
+    parser.add_argument('--plot', metavar='FILE', help='draw accuracy against speed, or cost against several --sizes')
+    args = parser.parse_args()
+    if not (args.configs or args.all_systems):
+        parser.error('name a config, or say --all-systems')
+    for option in ('json', 'plot'):
+        try:
+            check_folder(f'--{option}', getattr(args, option))
+        except FileNotFoundError as error:
+            parser.error(str(error))
+    return args
+
+
+def find_device(name: str | None) -> torch.device:
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
+        raise ValueError(f'--device must be cpu, cuda or cuda:N, got {name!r}')
+    if name != 'cpu' and not torch.cuda.is_available():
+        raise ValueError(f'--device {name}: PyTorch finds no GPU here')
+    return torch.device(name)
+
+
+def settings_of(args, plain: networks.Source) -> list[Setting]:
+    """Combine the options; networks are the innermost loop, so that they are compared side by side."""
+    sizes = args.sizes
+    if not sizes:
+        cfg = plain.load()
+        if not zoo.is_classifier(cfg):
+            raise ValueError(f'{plain.config!r} is no classification config: say --sizes, e.g. 800x1333')
+        sizes = [zoo.input_shape(cfg)[1:]]
+    choices = itertools.product(args.modes, args.memory_formats, args.dtypes, args.phases, args.batch_sizes, sizes)
+    return [
+        Setting(phase, batch_size, tuple(size_px), mode, memory_format, dtype)
+        for mode, memory_format, dtype, phase, batch_size, size_px in dict.fromkeys(choices)
+    ]
+
+
+def spread(figures: dict, name: str, decimals: int) -> str:
+    """Write a median and, in brackets, the quartiles."""
+    if figures[name] is None:
+        return ''
+    low, high = figures[f'{name}_quartiles']
+    return f'{figures[name]:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})'
+
+
+def table(results: list[dict], paper: dict[str, float]) -> str:
+    """Lay out what was measured in one setting, and below it the reasons of empty cells.
+
+    Args:
+        results: of the setting.
+        paper: its time relative to the plain network, in inference.
+    """
+    memory = any(figures['peak_mib'] is not None for figures in results)
+    paper = paper if results[0]['phase'] == 'inference' else {}
+    header = ['network', 'ms', 'images/s', 'time / plain', *(['paper'] if paper else [])]
+    header += ['peak MiB'] if memory else []
+    rows = []
+    for figures in results:
+        name, peak = figures['network'], figures['peak_mib']
+        row = [name, spread(figures, 'ms', 1), spread(figures, 'images_per_s', 1), spread(figures, 'time_ratio', 3)]
+        row += [f'{paper[name]:.2f}' if name in paper else ''] if paper else []
+        row += ['' if peak is None else f'{peak:.0f}'] if memory else []
+        rows.append(row)
+    reasons = [f'* {figures["network"]}: {figures["reason"]}' for figures in results if figures['reason']]
+    return markdown(header, rows) + ('\n\n' + '\n'.join(reasons) if reasons else '')
+
+
+def paper_time(described: dict[str, dict], plain: str) -> dict[str, float]:
+    """Compute the paper's time of an image relative to the plain network, from its images a second."""
+    speeds = {name: about['paper_images_per_s'] for name, about in described.items() if about['paper_images_per_s']}
+    return {name: speeds[plain] / speed for name, speed in speeds.items()} if plain in speeds else {}
+
+
+def main() -> None:
+    args = parse_args()
+    logging.disable(logging.WARNING)  # what the libraries say while they build
+    warnings.simplefilter('ignore')
+    device = find_device(args.device)
+    configs = [*args.configs, *(zoo.systems() if args.all_systems else [])]
+    sources, plain = networks.sources_of(configs, args.plain)
+    settings = settings_of(args, plain)
+    plan = Plan(args.repeats, args.warmup, args.sample_s, args.memory, args.seed)
+    if device.type == 'cpu':
+        limit_to_free_memory()
+    about = machine.describe(device, args.seed)
+    print(machine.one_line(about))
+    print(f'Medians of {plan.rounds} rounds, quartiles in brackets; compared with {plain.name} round by round.')
+    if device.type == 'cpu' and not plan.memory:
+        print('Peak memory is not measured: on the CPU --memory does it, in a process for each figure.')
+    described = {source.name: describe(source) for source in sources}
+    paper = paper_time(described, plain.name)
+
+    def write(results: list[dict], complete: bool) -> None:
+        data = dict(machine=about, plain=plain.name, networks=described, complete=complete, results=results)
+        if args.json:
+            write_json(args.json, data)
+
+    results: list[dict] = []
+    printed = 0
+    with progress_of('measuring') as show:
+        for cells in measure(sources, settings, plan, device, show):
+            results = summarise_all(cells, plain.name)
+            write(results, complete=False)
+            if len(results) > printed and finished(cells, plan.rounds):
+                print(f'\n{cells[-1].setting}\n\n{table(results[printed:], paper)}', flush=True)
+                printed = len(results)
+    write(results, complete=True)
+    if args.plot:
+        draw(results, described, args.plot)
+
+
+def finished(cells: list[Cell], rounds: int) -> bool:
+    """Tell whether the last setting has all its rounds."""
+    here = [cell for cell in cells if cell.setting == cells[-1].setting]
+    return all(cell.reason or len(cell.seconds) == rounds for cell in here)
+
+
+def describe(source: networks.Source) -> dict:
+    """Write down what a network is, and what the paper has for it."""
+    row = (None if source.backbone_options else zoo.paper_row(source.config)) or {}
+    top1 = float(row['top1']) if row.get('top1') else None
+    if row.get('top1_err'):
+        top1 = round(100 - float(row['top1_err']), 2)
+    speed = float(row['images_per_s']) if row.get('images_per_s') else None
+    options = source.backbone_options
+    return dict(config=source.config, backbone_options=options, paper_top1=top1, paper_images_per_s=speed)
+
+
+def draw(results: list[dict], described: dict[str, dict], path: str) -> None:
+    if len({figures['size_px'] for figures in results}) > 1:
+        plots.cost_against_size(results, path)
+        return
+    top1 = {name: about['paper_top1'] for name, about in described.items() if about['paper_top1'] is not None}
+    if not plots.accuracy_against_speed(results, top1, path):
+        print(f'{path} is not drawn: the paper has no accuracy of these networks', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    run_tool(main)
