@@ -24,7 +24,6 @@ from mmsb.engine.launcher import build_model
 from mmsb.fast.augment import augmented_epoch, draw
 from mmsb.fast.plan import Row
 from mmsb.fast.recipe import read_recipe
-from mmsb.fast.report import collect
 from mmsb.fast.trainer import Trainer
 from mmsb.models.safe_load import load_checkpoint
 
@@ -108,6 +107,7 @@ class Run:
 
     def __init__(self, row: Row, seed: int, options: Options, train: Split, test: Split):
         self.row, self.seed, self.options, self.train, self.test = row, seed, options, train, test
+        self.began = self.train_s = self.loss = 0.0  # of the epoch in hand
         cfg = zoo.load(row.config, row.backbone_options)
         self.recipe = read_recipe(cfg, options.epochs)
         self.as_paper = options.first_classes is None and self.recipe.epochs == cfg.train_cfg.max_epochs
@@ -134,7 +134,8 @@ class Run:
         self.history: list[dict] = []
         self.failure = ''
         if options.resume and self.path.is_file():
-            self._resume()
+            with self.on_stream():
+                self._resume()
         self.steps = self.recipe.steps(len(train.images))
 
     @property
@@ -171,21 +172,26 @@ class Run:
         with self.on_stream():
             self.trainer.step(self.images[batch], self.labels[batch])
 
-    def end_epoch(self, side_by_side: int) -> None:
-        """Wait for the epoch, test if it is time to, and write down all that happened."""
+    def wait(self) -> None:
+        """Wait for the steps of the epoch."""
         with self.on_stream():
             trained = min(self.steps * self.recipe.batch_size, len(self.images))
-            loss = self.trainer.loss_sum.item() / trained
-            entry = dict(epoch=self.epoch + 1, lr=self.recipe.lr_of(self.epoch), loss=loss)
-            entry.update(train_s=round(time.perf_counter() - self.began, 3), side_by_side=side_by_side)
-            self.history.append(entry)
+            self.loss = self.trainer.loss_sum.item() / trained
+            self.train_s = time.perf_counter() - self.began
+
+    def end_epoch(self, side_by_side: int) -> None:
+        """Test if it is time to, and write down all that happened."""
+        entry = dict(epoch=self.epoch + 1, lr=self.recipe.lr_of(self.epoch), loss=self.loss)
+        entry.update(train_s=round(self.train_s, 3), side_by_side=side_by_side)
+        self.history.append(entry)
+        with self.on_stream():
             if self.epoch % self.options.eval_every == 0 or self.epoch == self.recipe.epochs:
                 errors = self.trainer.evaluate(self.test.images, self.test.labels)
                 entry.update({f'top{k}_err': round(error, 4) for k, error in errors.items()})
-            if not math.isfinite(loss):
-                self.failure = f'the loss is {loss} after epoch {self.epoch}'
-            elif self.epoch % self.options.save_every == 0 or self.done:
-                self.save()
+        if not math.isfinite(self.loss):
+            self.failure = f'the loss is {self.loss} after epoch {self.epoch}'
+        elif self.epoch % self.options.save_every == 0 or self.done:
+            self.save()
         self._record(entry)
 
     def save(self) -> None:
@@ -197,7 +203,8 @@ class Run:
             return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
         meta = dict(run=self.identity, history=self.history, epoch=self.epoch)
-        weights, momentum = plain(self.trainer.model.state_dict()), plain(self.trainer.momentum())
+        with self.on_stream():
+            weights, momentum = plain(self.trainer.model.state_dict()), plain(self.trainer.momentum())
         checkpoint = dict(meta=meta, state_dict=weights, momentum=momentum)
         write_whole(self.path, lambda part: torch.save(checkpoint, part))
 
@@ -216,7 +223,6 @@ class Run:
         )
         text = json.dumps(record, indent=1) + '\n'
         write_whole(self.path.with_suffix('.json'), lambda part: part.write_text(text))
-        collect(self.options.work_dir)
         line = ' '.join(f'{key} {value:.4g}' for key, value in entry.items()) + (
             f' FAILED {self.failure}' * bool(self.failure)
         )

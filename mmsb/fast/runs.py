@@ -27,7 +27,7 @@ def train_runs(runs: Sequence[tuple[Row, int]], options: Options, deadline: floa
         torch.backends.cudnn.benchmark = True
     train, test = Split.load(options, 'train'), Split.load(options, 'test')
     if options.device.startswith('cuda'):
-        torch.cuda.synchronize()  # the runs' streams read them
+        torch.cuda.synchronize(options.device)  # the runs' streams read them
     waiting, active, longest = list(runs), [], 0.0
     while True:
         active = [run for run in active if not run.done]
@@ -35,6 +35,8 @@ def train_runs(runs: Sequence[tuple[Row, int]], options: Options, deadline: floa
             run = Run(*waiting.pop(0), options, train, test)
             active += [] if run.done else [run]
         if not active:
+            return
+        if _left_alone():
             return
         began = time.time()
         if deadline is not None and began + 1.2 * longest > deadline:
@@ -49,8 +51,17 @@ def train_runs(runs: Sequence[tuple[Row, int]], options: Options, deadline: floa
                 if index < run.steps:
                     run.step(index)
         for run in active:
+            run.wait()
+        for run in active:
             run.end_epoch(len(active) * options.jobs)
+        collect(options.work_dir)
         longest = max(longest, time.time() - began)
+
+
+def _left_alone() -> bool:
+    """Tell if the process that started this one is gone: the same command, given again, would train this one's runs."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def quiet() -> None:
@@ -84,10 +95,15 @@ def train_all(runs: Sequence[tuple[Row, int]], options: Options) -> None:
         context = multiprocessing.get_context('spawn')
         shares = [share for share in (runs[first :: options.jobs] for first in range(options.jobs)) if share]
         processes = [context.Process(target=_train_share, args=(share, options, deadline)) for share in shares]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        finally:
+            for process in processes:
+                if process.is_alive():  # an interruption of this process alone
+                    process.terminate()
         if failed := [process.exitcode for process in processes if process.exitcode]:
             raise RuntimeError(f'{len(failed)} of {len(processes)} processes failed; what they say is above')
     collect(options.work_dir)

@@ -8,6 +8,9 @@ and by memory traffic, most of it within the cache: hence the graph, and several
 Shapes: B batch.
 """
 
+import gc
+from collections.abc import Callable
+
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config
@@ -20,13 +23,15 @@ from mmsb.options import choose
 MODES = ('eager', 'graph', 'compile')
 PRECISIONS = ('fp32', 'bf16')
 WARMUP_STEPS = 3
+COMPILED_VERSIONS = 64  # each network in the plan has two: of a whole batch and of an epoch's last one
 
 
 class Trainer:
     """One network in training.
 
     Batch norms train, every parameter decays as the config's optimiser says, the loss is computed in fp32. With bf16
-    the network runs under autocast: weights, momentum, statistics and the evaluation stay in fp32.
+    the network runs under autocast: weights, momentum, statistics and the evaluation stay in fp32. On a GPU its work
+    belongs on its `stream`: callers enter it.
 
     Args:
         model: ImageClassifier with initial weights, on the device.
@@ -61,10 +66,13 @@ class Trainer:
         self.recipe = recipe
         self.optimizer = self._build_optimizer(cfg)
         self.loss_sum = torch.zeros((), device=self.device)  # over the images of the epoch
-        self.stream = torch.cuda.Stream() if self.device.type == 'cuda' else None
         self._captured: dict[int, tuple] = {}
         self._eager = mode == 'eager'
-        self._loss_of = torch.compile(self._loss, dynamic=False) if mode == 'compile' else self._loss
+        self._loss_of = _compiled(self._loss) if mode == 'compile' else self._loss
+        self.stream = None
+        if self.device.type == 'cuda':
+            self.stream = torch.cuda.Stream(self.device)
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # all of the above was made there
 
     def _build_optimizer(self, cfg: Config) -> torch.optim.Optimizer:
         on_gpu = self.device.type == 'cuda'
@@ -107,14 +115,16 @@ class Trainer:
 
     def _capture(self, images: Tensor, labels: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         """Capture the step for one batch size; weights, statistics and momentum are what they were before."""
+        assert torch.cuda.current_stream(self.device) == self.stream, 'the caller enters the stream of the trainer'
         static = images.clone(), labels.clone()
         state = self._state()
         kept = [tensor.clone() for tensor in state]
         for _ in range(WARMUP_STEPS):  # on the stream of the capture: libraries make their choices and workspaces
             self._step(*static)
         self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()  # a finished training holds itself: its memory and graphs are not to be freed within the capture
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, stream=self.stream):
             self._step(*static)
         with torch.no_grad():
             for tensor, value in zip(state, kept, strict=True):
@@ -160,9 +170,17 @@ class Trainer:
             tensor.copy_(momentum[name])
 
 
+def _compiled(function: Callable) -> Callable:
+    """Compile whole: what would break the graph, or is compiled once too often, is an error and not silently eager."""
+    torch._dynamo.config.cache_size_limit = COMPILED_VERSIONS
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
 def _check_network(model: nn.Module) -> None:
     """Refuse a network whose step would not be the one above."""
     preprocessor = model.data_preprocessor
+    if getattr(preprocessor, 'mean', None) is None:
+        raise ValueError('data_preprocessor must normalise: it has no mean')
     if preprocessor.to_rgb or preprocessor.pad_size_divisor > 1 or preprocessor.batch_augments:
         raise ValueError('data_preprocessor must do nothing but normalise: no to_rgb, padding or batch_augments')
     if model.head.cal_acc:

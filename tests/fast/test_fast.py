@@ -1,9 +1,13 @@
 """The fast path does what the project's own training does: the same recipe, pictures, steps and figures."""
 
 import json
+import multiprocessing
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,9 +171,8 @@ def _checkpoint(options: Options) -> dict:
     return load_checkpoint(f'{options.work_dir}/{SMALL.name}_seed1.pth')
 
 
-def test_interrupted_run_ends_with_the_same_bits(options, monkeypatch):
-    runs.train_all([(SMALL, 1)], options)
-    other = replace(options, work_dir=options.work_dir + '-resumed')
+def _interrupt(monkeypatch, chosen: list[tuple[plan.Row, int]], options: Options) -> None:
+    """Train, and be interrupted in the fourth epoch."""
     step = Run.step
 
     def interrupted(run, index):
@@ -177,10 +180,16 @@ def test_interrupted_run_ends_with_the_same_bits(options, monkeypatch):
             raise KeyboardInterrupt
         step(run, index)
 
-    monkeypatch.setattr(Run, 'step', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        runs.train_all([(SMALL, 1)], other)
-    monkeypatch.setattr(Run, 'step', step)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, 'step', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train_all(chosen, options)
+
+
+def test_interrupted_run_ends_with_the_same_bits(options, monkeypatch):
+    runs.train_all([(SMALL, 1)], options)
+    other = replace(options, work_dir=options.work_dir + '-resumed')
+    _interrupt(monkeypatch, [(SMALL, 1)], other)
     assert _checkpoint(other)['meta']['epoch'] == 2
     runs.train_all([(SMALL, 1)], other)
     first, again = _checkpoint(options), _checkpoint(other)
@@ -202,6 +211,15 @@ def test_budget_stops_after_whole_epochs_and_keeps_them(options):
     assert 0 < done < 1000
     assert json.loads(Path(options.work_dir, 'results.json').read_text())[0]['epochs_done'] == done
     assert f'| {done} of 1000 |' in collect(options.work_dir)
+
+
+@pytest.mark.parametrize(('alive', 'epochs'), [(True, 2), (False, 0)])
+def test_process_whose_parent_is_gone_trains_no_further(options, monkeypatch, alive, epochs):
+    parent = SimpleNamespace(is_alive=lambda: alive)
+    monkeypatch.setattr(multiprocessing, 'parent_process', lambda: parent)
+    runs.train_all([(SMALL, 1)], replace(options, epochs=2))
+    records = json.loads(Path(options.work_dir, 'results.json').read_text())
+    assert sum(record['epochs_done'] for record in records) == epochs
 
 
 def test_diverged_run_is_told_and_leaves_the_others_alone(options, monkeypatch):
@@ -270,6 +288,67 @@ def test_options_that_do_not_go_together_are_refused(options, what):
         runs.train_all([(SMALL, 1)], replace(options, **what))
 
 
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        (dict(data_preprocessor=dict(mean=None)), 'no mean'),
+        (dict(data_preprocessor=dict(to_rgb=True)), 'to_rgb'),
+        (dict(model=dict(head=dict(cal_acc=True))), 'cal_acc'),
+        (dict(model=dict(backbone=dict(drop_path_rate=0.1))), 'random numbers'),
+    ],
+)
+def test_networks_with_more_in_their_step_are_refused(changes, named):
+    cfg = zoo.load(BIASED, 'depth=11')
+    cfg.merge_from_dict(changes)
+    with pytest.raises(ValueError, match=named):
+        Trainer(build_model(cfg), cfg, read_recipe(cfg))
+
+
+BATCHES = [(16, 0.1), (16, 0.1), (7, 0.01), (16, 0.01)]  # images, learning rate
+
+
+class _Graph:
+    """Stands for a CUDA graph where there is no GPU: captured, the step leaves no trace; replayed, it runs."""
+
+    def replay(self):
+        self.step()
+
+
+def test_capture_leaves_no_trace_and_is_replayed_for_each_size_of_batch(monkeypatch):
+    cfg, model = _network(BIASED, 'depth=11')
+    _, twin = _network(BIASED, 'depth=11')
+    eager, captured = (Trainer(network, cfg, read_recipe(cfg)) for network in (model, twin))
+    captured._eager = False
+
+    @contextmanager
+    def capture(graph, stream):
+        captured._step = lambda *batch: setattr(graph, 'step', partial(Trainer._step, captured, *batch))
+        yield
+        del captured._step
+
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: None)
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', _Graph)
+    monkeypatch.setattr(torch.cuda, 'graph', capture)
+    for trainer in (eager, captured):
+        for seed, (count, lr) in enumerate(BATCHES):
+            trainer.set_lr(lr)
+            trainer.step(*_pictures(count, seed))
+    assert set(captured._captured) == {16, 7}
+    assert torch.equal(captured.loss_sum, eager.loss_sum)
+    pairs = (captured.momentum(), eager.momentum()), (captured.model.state_dict(), eager.model.state_dict())
+    for ours, theirs in pairs:
+        assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
+
+
+def test_loss_compiles_whole_and_is_the_same_for_each_network_of_a_kind():
+    torch._dynamo.reset()
+    for seed in range(2):
+        cfg, model = _network(BIASED, 'depth=11', seed)
+        trainer = Trainer(model, cfg, read_recipe(cfg))
+        loss_of = torch.compile(trainer._loss, dynamic=False, fullgraph=True, backend='eager')
+        assert loss_of(*_pictures(8)).item() == pytest.approx(trainer._loss(*_pictures(8)).item(), rel=1e-5)
+
+
 @needs_gpu
 @pytest.mark.parametrize('mode', ['graph', 'compile'])
 def test_captured_step_is_the_eager_one(mode):
@@ -278,7 +357,7 @@ def test_captured_step_is_the_eager_one(mode):
         cfg, model = _network(BIASED, 'depth=11')
         trainer = Trainer(model.cuda(), cfg, read_recipe(cfg), mode=kind)
         with torch.cuda.stream(trainer.stream):
-            for step, (count, lr) in enumerate([(16, 0.1), (16, 0.1), (7, 0.01), (16, 0.01)]):
+            for step, (count, lr) in enumerate(BATCHES):
                 images, labels = (part.cuda() for part in _pictures(count, step))
                 trainer.set_lr(lr)
                 trainer.step(images, labels)
@@ -289,3 +368,20 @@ def test_captured_step_is_the_eager_one(mode):
     assert eager['backbone.bn1.num_batches_tracked'] == captured['backbone.bn1.num_batches_tracked'] == 4
     assert _distance(captured, eager) <= 0.02 * _distance(eager, start)
     assert trainers[1].loss_sum.item() == pytest.approx(trainers[0].loss_sum.item(), rel=1e-2)
+
+
+@needs_gpu
+def test_runs_side_by_side_on_a_gpu_are_those_alone_and_go_on(options, monkeypatch):
+    both = [(SMALL, 1), (SMALL, 2)]
+    alone = replace(options, device='cuda', mode='graph')
+    beside = replace(alone, work_dir=options.work_dir + '-beside', streams=2)
+    runs.train_all(both, alone)
+    _interrupt(monkeypatch, both, beside)
+    runs.train_all(both, beside)
+    losses = [
+        [[entry['loss'] for entry in record['history']] for record in json.loads(path.read_text())]
+        for path in (Path(how.work_dir, 'results.json') for how in (alone, beside))
+    ]
+    for ours, theirs in zip(*losses, strict=True):
+        assert len(ours) == len(theirs) == 4
+        assert ours[:2] == pytest.approx(theirs[:2], rel=0.02), 'later ones drift: sums on a GPU have no fixed order'
