@@ -340,13 +340,27 @@ def test_capture_leaves_no_trace_and_is_replayed_for_each_size_of_batch(monkeypa
         assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
 
 
-def test_loss_compiles_whole_and_is_the_same_for_each_network_of_a_kind():
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_loss_compiles_whole_and_is_the_same_for_each_network_of_a_kind(precision):
     torch._dynamo.reset()
     for seed in range(2):
         cfg, model = _network(BIASED, 'depth=11', seed)
-        trainer = Trainer(model, cfg, read_recipe(cfg))
+        trainer = Trainer(model, cfg, read_recipe(cfg), precision=precision)
         loss_of = torch.compile(trainer._loss, dynamic=False, fullgraph=True, backend='eager')
         assert loss_of(*_pictures(8)).item() == pytest.approx(trainer._loss(*_pictures(8)).item(), rel=1e-5)
+
+
+def test_bf16_is_within_the_step_alone():
+    losses = []
+    for precision in ('fp32', 'bf16'):
+        cfg, model = _network(BIASED, 'depth=11')
+        trainer = Trainer(model, cfg, read_recipe(cfg), precision=precision)
+        trainer.step(*_pictures(8))
+        losses.append(trainer.loss_sum.item())
+        kept = [*model.parameters(), *trainer.momentum().values(), *model.buffers(), trainer.loss_sum]
+        assert {value.dtype for value in kept if value.is_floating_point()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 @needs_gpu
