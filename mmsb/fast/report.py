@@ -1,9 +1,10 @@
 """All records of a work dir as results.json, and as a table beside the paper's figures: results.md."""
 
 import json
-import os
 import statistics
 from pathlib import Path
+
+from mmsb.analysis.report import markdown, write_json, write_text
 
 HEADER = ['network', 'setting', 'epochs', 'top-1 error by seed', 'mean', 'std', 'paper', 'top-5 error by seed', 'mean',
           'paper', 'images/s', 'seconds', 'on']  # fmt: skip
@@ -17,10 +18,8 @@ def collect(work_dir: str | Path) -> str:
     folder = Path(work_dir)
     records = [json.loads(path.read_text()) for path in sorted(folder.glob('*_seed*.json'))]
     text = table(records)
-    for name, content in (('results.json', json.dumps(records, indent=1) + '\n'), ('results.md', text)):
-        part = folder / f'{name}.{os.getpid()}.tmp'
-        part.write_text(content)
-        part.replace(folder / name)
+    write_json(folder / 'results.json', records)
+    write_text(folder / 'results.md', text)
     return text
 
 
@@ -34,8 +33,7 @@ def table(records: list[dict]) -> str:
     lines: dict[str, list[dict]] = {}
     for record in records:
         lines.setdefault(json.dumps([record[key] for key in alike], sort_keys=True), []).append(record)
-    rows = [HEADER, ['---'] * len(HEADER), *(_line(seeds) for seeds in lines.values())]
-    return ''.join('| ' + ' | '.join(cells) + ' |\n' for cells in rows)
+    return markdown(HEADER, [_line(seeds) for seeds in lines.values()]) + '\n'
 
 
 def _line(seeds: list[dict]) -> list[str]:

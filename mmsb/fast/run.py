@@ -7,8 +7,6 @@ on seed and epoch alone, so no state of a generator is kept.
 
 import json
 import math
-import os
-import platform
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -19,6 +17,8 @@ from mmengine.runner import set_random_seed
 from torch import Tensor
 
 from mmsb.analysis import zoo
+from mmsb.analysis.machine import cpu_name
+from mmsb.analysis.report import write_json, write_whole
 from mmsb.datasets import cifar
 from mmsb.engine.launcher import build_model
 from mmsb.fast.augment import augmented_epoch, draw
@@ -83,19 +83,7 @@ def machine(device: str) -> str:
     """Name what the training runs on."""
     if device.startswith('cuda'):
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)'
-
-
-def write_whole(path: Path, write) -> None:
-    """Write a file whole or not at all: `write` gets the path of a temporary one beside it."""
-    part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    write(part)
-    with part.open('rb') as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    return f'{cpu_name()}, {torch.get_num_threads()} thread(s)'
 
 
 class Run:
@@ -206,7 +194,7 @@ class Run:
         with self.on_stream():
             weights, momentum = plain(self.trainer.model.state_dict()), plain(self.trainer.momentum())
         checkpoint = dict(meta=meta, state_dict=weights, momentum=momentum)
-        write_whole(self.path, lambda part: torch.save(checkpoint, part))
+        write_whole(self.path, lambda unfinished: torch.save(checkpoint, unfinished))
 
     def _record(self, entry: dict) -> None:
         record = dict(
@@ -221,11 +209,9 @@ class Run:
             torch=torch.__version__,
             history=self.history,
         )
-        text = json.dumps(record, indent=1) + '\n'
-        write_whole(self.path.with_suffix('.json'), lambda part: part.write_text(text))
-        line = ' '.join(f'{key} {value:.4g}' for key, value in entry.items()) + (
-            f' FAILED {self.failure}' * bool(self.failure)
-        )
+        write_json(self.path.with_suffix('.json'), record)
+        failed = [f'FAILED {self.failure}'] if self.failure else []
+        line = ' '.join([*(f'{key} {value:.4g}' for key, value in entry.items()), *failed])
         with self.path.with_suffix('.log').open('a') as log:
             log.write(f'{time.strftime("%F %T")} {line}\n')
         print(f'{self.name}: {line}', flush=True)
