@@ -1,5 +1,6 @@
 """Pictures of measured costs. `results` are those of `throughput.summarise_all`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
     groups = _group([figures for figures in results if figures['network'] in top1], _VARYING)
     if not groups:
         return False
+    tail = os.path.commonprefix([name[::-1] for name in top1])[::-1]
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), layout='constrained', squeeze=False)
@@ -59,11 +61,14 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
             low, high = member['images_per_s_quartiles']
             colour = 'tab:red' if _has_bias(name) else 'tab:gray'
             axis.errorbar(x, y, xerr=[[x - low], [high - x]], marker='o', markersize=4, color=colour)
-            axis.annotate(name, (x, y), xytext=(4, 4), textcoords='offset points', fontsize='x-small')
+            side = dict(ha='right', xytext=(-4, 4)) if _has_bias(name) else dict(ha='left', xytext=(4, -9))
+            short = name.removesuffix(f'-{tail}')
+            axis.annotate(short, (x, y), textcoords='offset points', fontsize='x-small', color=colour, **side)
             if _has_bias(name) and name.removeprefix('sb-') in places:
                 line = zip(places[name.removeprefix('sb-')], (x, y), strict=True)
                 axis.plot(*line, color='tab:red', linewidth=0.8, linestyle=':')
         axis.set(xlabel='images a second, measured', ylabel="top-1 accuracy (%), the paper's")
+        axis.margins(x=0.15)  # room for the names
         axis.set_title(_title(group), fontsize='medium')
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -246,6 +246,14 @@ def test_tool_measures_two_sizes(tmp_path, run_tool):
         assert (figures['time_ratio'] == 1) == (figures['network'] == 'resnet38')
 
 
+@pytest.mark.parametrize(('size', 'there'), [((224, 224), True), ((448, 448), False)])
+def test_speed_of_the_paper_stands_beside_its_image_size_alone(size, there):
+    tool = runpy.run_path(str(Path(__file__).resolve().parents[2] / 'tools/analysis/throughput.py'))
+    cells = [tp.Cell(name, Setting('inference', 8, size), [1.0, 1.1]) for name in ('resnet50', 'sb-resnet50')]
+    printed = tool['table'](tp.summarise_all(cells, 'resnet50'), {'resnet50': 1.0, 'sb-resnet50': 1.11})
+    assert ('1.11' in printed, 'paper' in printed) == (there, there)
+
+
 WRONG = {
     'nothing': ([], 2, 'name a config, or say --all-systems'),
     'phase': ([SB, '--phases', 'sleep'], 2, "invalid choice: 'sleep'"),
