@@ -118,7 +118,7 @@ class Trainer:
         assert torch.cuda.current_stream(self.device) == self.stream, 'the caller enters the stream of the trainer'
         static = images.clone(), labels.clone()
         state = self._state()
-        kept = [tensor.clone() for tensor in state]
+        kept = [tensor.detach().clone() for tensor in state]
         for _ in range(WARMUP_STEPS):  # on the stream of the capture: libraries make their choices and workspaces
             self._step(*static)
         self.optimizer.zero_grad(set_to_none=True)
