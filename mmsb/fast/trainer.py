@@ -122,7 +122,7 @@ class Trainer:
         for _ in range(WARMUP_STEPS):  # on the stream of the capture: libraries make their choices and workspaces
             self._step(*static)
         self.optimizer.zero_grad(set_to_none=True)
-        gc.collect()  # a finished training holds itself: its memory and graphs are not to be freed within the capture
+        gc.collect()  # a finished training holds itself, and to free its graphs within this capture would break it
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             self._step(*static)
