@@ -1,6 +1,5 @@
 """Pictures of measured costs. `results` are those of `throughput.summarise_all`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import matplotlib as mpl
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 _VARYING = ('phase', 'batch_size', 'mode', 'memory_format', 'dtype')
 
@@ -47,7 +46,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
     groups = _group([figures for figures in results if figures['network'] in top1], _VARYING)
     if not groups:
         return False
-    tail = os.path.commonprefix([name[::-1] for name in top1])[::-1]
+    shortest = min(top1, key=len)
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), layout='constrained', squeeze=False)
@@ -62,7 +61,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
             colour = 'tab:red' if _has_bias(name) else 'tab:gray'
             axis.errorbar(x, y, xerr=[[x - low], [high - x]], marker='o', markersize=4, color=colour)
             side = dict(ha='right', xytext=(-4, 4)) if _has_bias(name) else dict(ha='left', xytext=(4, -9))
-            short = name.removesuffix(f'-{tail}')
+            short = name.removesuffix(f'-{shortest}')
             axis.annotate(short, (x, y), textcoords='offset points', fontsize='x-small', color=colour, **side)
             if _has_bias(name) and name.removeprefix('sb-') in places:
                 line = zip(places[name.removeprefix('sb-')], (x, y), strict=True)
@@ -82,7 +81,8 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
     if any(figures['peak_mib'] is not None for figures in results):
         columns['peak_mib'] = 'peak memory (MiB)'
     names = list(dict.fromkeys(figures['network'] for figures in results))
-    colours = dict(zip(names, plt.get_cmap('tab20').colors * (len(names) // 20 + 1), strict=False))
+    palette = plt.get_cmap('tab10' if len(names) <= 10 else 'tab20').colors
+    colours = dict(zip(names, palette * (len(names) // len(palette) + 1), strict=False))
     shape = (max(1, len(groups)), len(columns))
     figure, axes = plt.subplots(
         *shape, figsize=(4.5 * shape[1] + 1.5, 3.6 * shape[0]), layout='constrained', squeeze=False
@@ -105,9 +105,10 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
             sizes = {member['size_px'][0] * member['size_px'][1]: member['size_px'] for member in members}
             axis.set_xticks(list(sizes), ['x'.join(map(str, size)) for size in sizes.values()], fontsize='x-small')
             axis.set_xticks([], minor=True)
-            for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-            axis.tick_params(axis='y', which='both', labelsize='x-small')
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axis.tick_params(axis='y', labelsize='x-small')
             axis.set_title(_title(group), fontsize='small')
         row[-1].legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
