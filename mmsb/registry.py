@@ -3,6 +3,7 @@
 A type written as `mmsb.SBResNet` is found from the configs of every OpenMMLab library, without `custom_imports`.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -17,4 +18,5 @@ LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmsb', locations=['mmsb.e
 RUNNERS = Registry(
     'runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmsb', locations=['mmsb.engine']
 )
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmsb', locations=['mmsb.datasets.cifar_arrays'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmsb', locations=['mmsb.datasets.loading'])

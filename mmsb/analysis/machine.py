@@ -18,7 +18,7 @@ def describe(device: torch.device, seed: int) -> dict:
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         seed=seed,
         device=device.type,
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         load_average=list(os.getloadavg()) if hasattr(os, 'getloadavg') else None,
@@ -49,7 +49,8 @@ def one_line(about: dict) -> str:
     return f'{about["cpu"]}, {about["threads"]} of {about["cores"]} cores{load}, PyTorch {about["torch"]}, no TF32'
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Name the processor."""
     info = Path('/proc/cpuinfo')
     found = re.search(r'^model name\s*:\s*(.+)$', info.read_text(), re.MULTILINE) if info.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()

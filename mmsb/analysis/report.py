@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -29,7 +29,7 @@ def check_folder(option: str, path: str | None) -> None:
 
 def write_json(path: str | Path, data) -> None:
     """Write json in one step: whoever reads the file finds the old data or the new."""
-    _replace(path, json.dumps(data, indent=2) + '\n')
+    write_text(path, json.dumps(data, indent=2) + '\n')
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
@@ -38,10 +38,18 @@ def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    _replace(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
-def _replace(path: str | Path, text: str) -> None:
-    unfinished = Path(f'{path}.tmp')
-    unfinished.write_text(text)
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in one step."""
+    write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a file in one step: `write` gets the path of an unfinished one beside it. Several processes may do so."""
+    unfinished = Path(f'{path}.{os.getpid()}.tmp')
+    write(unfinished)
+    with unfinished.open('rb') as file:
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
