@@ -59,7 +59,7 @@ bench: $(VENV)/light
 	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
 		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
 
-# What a training survives: faults of many kinds, here and with stock mmengine; 15 to 30 minutes on two cores.
+# What a training survives: faults of many kinds, here and with stock mmengine; some 17 minutes on a CPU.
 chaos: $(VENV)/full
 	$(BIN)/python tools/chaos.py --json work_dirs/chaos.json
 
