@@ -11,6 +11,7 @@ import argparse
 
 import torch
 
+from mmsb.analysis.machine import find_device
 from mmsb.engine.launcher import run_tool
 from mmsb.fast.plan import GROUPS, choose_rows, rows
 from mmsb.fast.report import collect
@@ -56,7 +57,7 @@ def main() -> None:
     options = Options(
         data=args.data,
         work_dir=args.work_dir,
-        device=args.device,
+        device=str(find_device(args.device)),
         mode=args.mode,
         precision=args.precision,
         channels_last=not args.contiguous,

@@ -11,6 +11,20 @@ from pathlib import Path
 import torch
 
 
+def find_device(name: str | None = None) -> torch.device:
+    """Read the device of a command line; None: a GPU if there is one.
+
+    Raises:
+        ValueError: for any other name, and for a GPU that is not there.
+    """
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
+        raise ValueError(f'--device must be cpu, cuda or cuda:N, got {name!r}')
+    if name != 'cpu' and not torch.cuda.is_available():
+        raise ValueError(f'--device {name}: PyTorch finds no GPU here')
+    return torch.device(name)
+
+
 def describe(device: torch.device, seed: int) -> dict:
     """Describe machine, software, command and date."""
     about = dict(

@@ -139,6 +139,7 @@ def load(folder: str | Path, split: str, first_classes: int | None = None) -> tu
     with np.load(path, allow_pickle=False) as arrays:
         images, labels = arrays['images'], arrays['labels']
     if first_classes is not None:
-        choose('first_classes', first_classes, range(1, NUM_CLASSES + 1))
+        if not 1 <= first_classes <= NUM_CLASSES:
+            raise ValueError(f'first_classes must be from 1 to {NUM_CLASSES}, got {first_classes}')
         images, labels = images[labels < first_classes], labels[labels < first_classes]
     return images, labels

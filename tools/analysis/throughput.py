@@ -11,11 +11,8 @@ random.
 import argparse
 import itertools
 import logging
-import re
 import sys
 import warnings
-
-import torch
 
 from mmsb.analysis import machine, networks, plots, zoo
 from mmsb.analysis.memory import limit_to_free_memory
@@ -84,15 +81,6 @@ def parse_args():
     return args
 
 
-def find_device(name: str | None) -> torch.device:
-    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
-        raise ValueError(f'--device must be cpu, cuda or cuda:N, got {name!r}')
-    if name != 'cpu' and not torch.cuda.is_available():
-        raise ValueError(f'--device {name}: PyTorch finds no GPU here')
-    return torch.device(name)
-
-
 def settings_of(args, plain: networks.Source) -> list[Setting]:
     """Combine the options; networks are the innermost loop, so that they are compared side by side."""
     sizes = args.sizes
@@ -149,7 +137,7 @@ def main() -> None:
     args = parse_args()
     logging.disable(logging.WARNING)  # what the libraries say while they build
     warnings.simplefilter('ignore')
-    device = find_device(args.device)
+    device = machine.find_device(args.device)
     configs = [*args.configs, *(zoo.systems() if args.all_systems else [])]
     sources, plain = networks.sources_of(configs, args.plain)
     settings = settings_of(args, plain)
