@@ -8,10 +8,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mmengine.dist import get_rank
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from . import rng
 
@@ -30,12 +30,8 @@ class _Items:
 
     def __init__(self, dataset) -> None:
         self._dataset = dataset
-        self._patient = False
 
     def __call__(self, batch) -> list:
-        if not self._patient and get_worker_info() is not None:
-            _outlive_signals()
-            self._patient = True
         key = getattr(batch, 'key', None)
         if key is None:
             return [self._dataset[index] for index in batch]
@@ -47,14 +43,36 @@ class _Items:
         return samples
 
 
-def _outlive_signals() -> None:
-    """Let a worker live on for a while after a signal that also the training has got: it ends when that does.
+class PatientWorker:
+    """Start of a worker that lives on for a while after a signal that also the training has got.
 
-    A scheduler signals every process of a job; a worker that died at once would take the training with it before its
-    iteration ends and is saved.
+    A scheduler signals every process of a job; a worker, of the training or of a validation, that died at once would
+    take the training with it before its iteration ends and is saved. When the training tells it to, it ends at once.
+
+    Args:
+        start: what the worker does beside, with its number.
     """
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_WORKER_GRACE_S, os._exit, (0,)).start())
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def __init__(self, start: Callable[[int], None] | None) -> None:
+        self._start = start
+
+    def __call__(self, worker: int) -> None:
+        if self._start is not None:
+            self._start(worker)
+        if hasattr(signal, 'sigtimedwait'):  # of Linux
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_end_in_time, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_in_time(training: int) -> None:
+    """End this process on a SIGTERM of the training (its process id), or a while after another's."""
+    seconds = threading.TIMEOUT_MAX
+    while True:
+        got = signal.sigtimedwait({signal.SIGTERM}, seconds)
+        if got is None or got.si_pid == training:
+            os._exit(0)
+        seconds = _WORKER_GRACE_S
 
 
 class _Plan:

@@ -10,7 +10,7 @@ from mmsb.models.safe_load import drop_config_text, load_checkpoint
 from mmsb.registry import RUNNERS
 
 from . import rng
-from .exact_data import make_exact
+from .exact_data import PatientWorker, make_exact
 
 STATE = 'exact_resume'  # the key of a checkpoint that holds what mmengine's do not
 
@@ -26,6 +26,7 @@ class SafeRunner(Runner):
     def build_dataloader(self, dataloader, seed: int | None = None, diff_rank_seed: bool = False):
         """Build a dataloader whose samples depend on the seed and on their place in the training alone."""
         loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
+        loader.worker_init_fn = PatientWorker(loader.worker_init_fn)
         return make_exact(loader, self.seed) if dataloader is self._train_dataloader else loader
 
     def train(self) -> torch.nn.Module:

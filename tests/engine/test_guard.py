@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ from chaos_faults import at_iteration
 from chaos_ranks import Team
 from chaos_victim import differing, train, weights_of, write_config
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmsb.engine import GuardHook
 from mmsb.engine.checkpoint_file import find_checkpoint, why_invalid
+from mmsb.engine.exact_data import PatientWorker
 from mmsb.engine.stops import RunStopped
 
 PATIENCE_S = 120
@@ -148,6 +151,38 @@ def test_a_signal_to_one_process_stops_both_at_the_same_iteration(arena):
     assert stopped.wait(PATIENCE_S) != 0
     assert 'stopped by a signal to another process after iteration 6: saved' in stopped.said()
     assert why_invalid(arena / 'run/iter_6.pth') is None
+
+
+def test_workers_live_until_a_run_that_was_signalled_with_them_is_saved(arena):
+    config = write_config(arena / 'config.py', steps=4, interval=100, workers=2, persistent=True)
+    validation = ('val_dataloader.num_workers=1', 'val_dataloader.persistent_workers=True')
+
+    def signal_all(_) -> None:  # by another process, as a scheduler does
+        subprocess.run(['kill', '-TERM', '--', f'-{os.getpid()}'], check=True, start_new_session=True)
+
+    def before() -> None:
+        os.setpgrp()
+        at_iteration(8, signal_all)
+
+    stopped = train(arena, config, '--work-dir', 'run', '--cfg-options', *validation, before=before)
+    assert stopped.code == 75, stopped.said()
+    assert 'stopped by SIGTERM after iteration 9: saved' in stopped.said()
+    assert why_invalid(arena / 'run/iter_9.pth') is None
+
+
+def test_a_worker_ends_at_once_when_the_training_says_so():
+    loader = DataLoader(list(range(8)), num_workers=1, persistent_workers=True, worker_init_fn=PatientWorker(None))
+    batches = iter(loader)
+    next(batches)
+    worker = batches._workers[0]
+    subprocess.run(['kill', '-TERM', str(worker.pid)], check=True)
+    subprocess.run(['kill', '-USR1', str(worker.pid)], check=True)
+    assert len(list(batches)) == 7
+    worker.join(1)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_a_signal_in_a_validation_stops_both_at_the_same_batch(arena):
