@@ -18,7 +18,6 @@ from mmsb.analysis import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SHIPPED = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'data', 'shared', 'work_dirs')
-LIBRARY = {'coco': 'mmdet', 'ade20k': 'mmseg'}  # whose configs a folder's are based on
 GOLDEN = json.loads((ROOT / 'tests/golden/complexity.json').read_text())
 METAFILES = [ROOT / path for path in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]
 MODELS = {model['Config']: model for path in METAFILES for model in yaml.safe_load(path.read_text())['Models']}
@@ -105,10 +104,16 @@ def test_build_leaves_no_second_copy_of_a_config(wheel, source):
     assert len(list(source.rglob('sb-resnet11_b64-10e_digits.py'))) == 1
 
 
+def _library_of(config: Path) -> str:
+    if 'rcnn' in config.name:
+        return 'mmdet'
+    return 'mmseg' if 'fpn_' in config.name else 'mmpretrain'
+
+
 def test_every_installed_config_parses(installed):
     folder = installed / 'mmsb/.mim/configs'
     for path in folder.rglob('*.py'):
-        if importlib.util.find_spec(LIBRARY.get(path.parent.name, 'mmpretrain')):
+        if importlib.util.find_spec(_library_of(path)):
             Config.fromfile(path)
 
 

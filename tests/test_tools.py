@@ -328,8 +328,9 @@ def test_weights_that_cannot_be_converted(arguments, said, tmp_path, run_tool):
     torch.save(model.backbone.state_dict(), tmp_path / 'headless.pth')
     done = run_tool('convert_weights.py', *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    *before, last = done.stderr.splitlines()
+    assert said in last
+    assert not [line for line in before if 'error' in line.lower() or 'Traceback' in line]  # stock mmcv may warn
     assert not (tmp_path / 'out.pth').exists()
 
 

@@ -18,9 +18,10 @@ def start_processes(cfg: Config) -> None:
     if cfg.launcher == 'pytorch':
         options.update(_fresh_store())
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():  # mmengine's own way asks for a GPU
-        timeout = options.get('timeout')
-        limit = None if timeout is None else timedelta(seconds=timeout)
-        torch.distributed.init_process_group(**{**options, 'backend': 'gloo', 'timeout': limit})
+        seconds = options.pop('timeout', None)
+        if seconds is not None:
+            options['timeout'] = timedelta(seconds=seconds)
+        torch.distributed.init_process_group(**{**options, 'backend': 'gloo'})
     else:
         set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
         init_dist(cfg.launcher, **options)
