@@ -7,13 +7,13 @@ python tools/convert_weights.py configs/imagenet/sb-resnet50_b256-100e_in1k.py r
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import torch
 from mmengine.runner import set_random_seed
 
 from mmsb.engine.launcher import build_model, read_config, run_tool
+from mmsb.files import write_whole
 from mmsb.models.safe_load import require_file
 from mmsb.models.weights import take_over_classifier
 from mmsb.version import __version__
@@ -45,9 +45,8 @@ def main() -> None:
     model.init_weights()
     take_over_classifier(model, args.checkpoint)
     meta = dict(mmsb_version=__version__, converted_from=args.checkpoint, seed=args.seed)
-    unfinished = out.with_name(f'.{out.name}.unfinished')
-    torch.save(dict(meta=meta, state_dict=model.state_dict()), unfinished)
-    os.replace(unfinished, out)
+    checkpoint = dict(meta=meta, state_dict=model.state_dict())
+    write_whole(out, lambda unfinished: torch.save(checkpoint, unfinished))
     print(f'{out}: {sum(p.numel() for p in model.parameters()):,} parameters')
 
 

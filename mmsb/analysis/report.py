@@ -3,9 +3,10 @@
 import csv
 import io
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from mmsb.files import write_whole
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -44,12 +45,3 @@ def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write text in one step."""
     write_whole(path, lambda unfinished: unfinished.write_text(text))
-
-
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Write a file in one step: `write` gets the path of an unfinished one beside it. Several processes may do so."""
-    unfinished = Path(f'{path}.{os.getpid()}.tmp')
-    write(unfinished)
-    with unfinished.open('rb') as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)

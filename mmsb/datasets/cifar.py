@@ -10,7 +10,6 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 
 import codecs
 import io
-import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmsb.files import write_whole
 from mmsb.options import choose
 
 SIDE_PX = 32
@@ -115,10 +115,12 @@ def write(images: np.ndarray, labels: np.ndarray, path: str | Path) -> None:
     """Write a split as .npz, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{os.getpid()}.tmp')
-    with part.open('wb') as file:
-        np.savez(file, images=images, labels=labels)
-    part.replace(path)
+
+    def save(unfinished: Path) -> None:
+        with unfinished.open('wb') as file:  # given a name, NumPy would add .npz to it
+            np.savez(file, images=images, labels=labels)
+
+    write_whole(path, save)
 
 
 def load(folder: str | Path, split: str, first_classes: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+from mmsb.files import CHUNK_BYTES, sha256_of
 from mmsb.models.safe_load import load_checkpoint, require_file
 
 POINTER = 'last_checkpoint'  # the file in a work dir that mmengine resumes from
-CHUNK_BYTES = 1 << 20
 _LEFTOVER = re.compile(r'\.(.+\.(pth|sha256)|last_checkpoint)\.tmp')
 
 
@@ -72,7 +72,7 @@ def why_invalid(path: str | os.PathLike, *, trust: bool = False) -> str | None:
     try:
         require_file(path)
         hashes = [line.split(' ')[0] for line in _read_hash_file(path).splitlines()]
-        if hashes and _hash_of(path) not in hashes:
+        if hashes and sha256_of(path) not in hashes:
             return 'does not have the content that its .sha256 says: it is damaged'
         if not hashes and zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
             return 'is damaged: a checksum inside it is wrong'
@@ -178,14 +178,6 @@ def _read_hash_file(path: str | os.PathLike) -> str:
             return file.read()
     except FileNotFoundError:
         return ''
-
-
-def _hash_of(path: str | os.PathLike) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _write_temporary(path: str, content: bytes) -> str:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from mmsb.analysis import zoo
 from mmsb.analysis.machine import cpu_name
-from mmsb.analysis.report import write_json, write_whole
+from mmsb.analysis.report import write_json
 from mmsb.datasets import cifar
 from mmsb.engine.launcher import build_model
 from mmsb.fast.augment import augmented_epoch, draw
 from mmsb.fast.plan import Row
 from mmsb.fast.recipe import read_recipe
 from mmsb.fast.trainer import Trainer
+from mmsb.files import write_whole
 from mmsb.models.safe_load import load_checkpoint
 
 

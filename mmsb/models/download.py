@@ -25,13 +25,14 @@ from mmengine.fileio import get as read_bytes
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as catalogue
 
+from mmsb.files import CHUNK_BYTES, sha256_of, write_whole
+
 try:
     import fcntl
 except ImportError:  # Windows: each process downloads by itself
     fcntl = None
 
 TIMEOUT_S = 60
-_CHUNK_BYTES = 2**20
 _HASH = re.compile(r'-([0-9a-f]{8,64})(\.[A-Za-z]\w*)+$')
 _STORES = re.compile(r'(\S+:)?(s3|petrel)://')
 SCHEMES = (
@@ -58,25 +59,22 @@ def fetch(url: str) -> str:
         return address
     base = re.sub(r'[^\w.-]', '_', unquote(os.path.basename(urlparse(address).path))).lstrip('.') or 'checkpoint'
     found = _HASH.search(base)
-    if found is None:
+    expected = found[1] if found else None
+    if expected is None:
         stem, suffix = os.path.splitext(base)
         base = f'{stem}-of-{hashlib.sha256(address.encode()).hexdigest()[:16]}{suffix}'
     folder = Path(torch.hub.get_dir(), 'checkpoints')
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / base
     with _alone(file):
-        if file.is_file() and (found is None or _sha256(file).startswith(found[1])):
-            pass
-        elif file.is_file():
-            print_log(
-                f'{file} is not the file of {url!r} any more: it is fetched again',
-                logger='current',
-                level=logging.WARNING,
-            )
-            _download(url, address, file, found[1])
-        else:
-            _download(url, address, file, found[1] if found else None)
-    if found is None:
+        there = file.is_file()
+        damaged = there and expected is not None and not sha256_of(file).startswith(expected)
+        if damaged:
+            text = f'{file} is not the file of {url!r} any more: it is fetched again'
+            print_log(text, logger='current', level=logging.WARNING)
+        if damaged or not there:
+            _download(url, address, file, expected)
+    if expected is None:
         text = f'{url!r} has no hash in its name (NAME-HASH.pth): {file} cannot be verified; it is read as data'
         print_log(text, logger='current', level=logging.WARNING)
     return str(file)
@@ -116,32 +114,21 @@ def _alone(file: Path) -> Iterator[None]:
         yield
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, 'rb') as source:
-        while chunk := source.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _download(url: str, address: str, file: Path, expected: str | None) -> None:
     """Download into a file beside, verify it, and only then give it its name."""
     print_log(f'downloading {address} to {file}', logger='current')
-    unfinished = file.with_name(f'.{file.name}.{os.getpid()}.unfinished')
-    try:
-        with open(unfinished, 'wb') as out:
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open('wb') as out:
             for chunk in _chunks(url, address):
                 out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
-        got = _sha256(unfinished)
+        got = sha256_of(unfinished)
         if expected and not got.startswith(expected):
             raise ValueError(
                 f'checkpoint {url!r} is not the file that its name says: SHA-256 {got[:16]}..., needs {expected}...'
             )
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_whole(file, write)
 
 
 def _chunks(url: str, address: str) -> Iterator[bytes]:
@@ -153,7 +140,7 @@ def _chunks(url: str, address: str) -> Iterator[bytes]:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as source:
             length = source.headers.get('Content-Length')
-            while chunk := source.read(_CHUNK_BYTES):
+            while chunk := source.read(CHUNK_BYTES):
                 count += len(chunk)
                 yield chunk
     except (OSError, urllib.error.URLError, ValueError) as error:

@@ -230,7 +230,7 @@ def test_tool_measures_two_sizes(tmp_path, run_tool):
     assert '| sb-resnet38 | ' in done.stdout
     assert 'Peak memory is not measured' in done.stdout
     assert (tmp_path / 'out.png').stat().st_size > 10_000
-    assert not (tmp_path / 'out.json.tmp').exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out.json', 'out.png']
     data = json.loads((tmp_path / 'out.json').read_text())
     about = data['machine']
     assert about['command'].startswith(f'throughput.py {SB} --sizes 16 16x24')
