@@ -86,12 +86,12 @@ def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> No
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     auto = resume == 'auto'
-    if auto or is_restart():
-        resume = _newest(cfg, trust, stock, own=not auto) or resume
+    found = _newest(cfg, trust, stock, own=not auto) if auto or is_restart() else None
+    resume = found or resume
     if resume in (None, 'auto'):  # it starts as the config says
         cfg.resume = False
         return
-    if not stock and local_path(resume):
+    if not (found or stock) and local_path(resume):  # what is found is valid: it is read as a whole for that
         require_file(resume)
         reason = why_invalid(resume, trust=trust)
         if reason:
