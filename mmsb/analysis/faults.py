@@ -8,6 +8,7 @@ to a new one.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -153,12 +154,7 @@ def _count(rows: dict[str, Counter], reader: str, outcomes: Iterator[str], kinds
 
 
 def _images(count: int, random: np.random.Generator) -> list[tuple[str, bytes]]:
-    return [(kind, image(kind, random)) for _, kind in zip(range(count), _cycle(IMAGE_KINDS), strict=False)]
-
-
-def _cycle(values) -> Iterator:
-    while True:
-        yield from values
+    return [(kind, image(kind, random)) for _, kind in zip(range(count), itertools.cycle(IMAGE_KINDS), strict=False)]
 
 
 def _is_there(library: str) -> bool:

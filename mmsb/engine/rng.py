@@ -34,16 +34,24 @@ def set_state(state: dict) -> None:
         torch.cuda.set_rng_state(state['cuda'])
 
 
+def _on_cpu() -> tuple:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _put_on_cpu(state: tuple) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+
+
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
     """Leave the CPU's generators after the block as they were before it."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = _on_cpu()
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        _put_on_cpu(before)
 
 
 def seed_by(*key: int) -> None:
@@ -60,7 +68,7 @@ class Stream:
     def __init__(self, *key: int) -> None:
         with untouched():
             seed_by(*key)
-            self._state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+            self._state = _on_cpu()
 
     def __enter__(self) -> None:
         self._swap()
@@ -69,8 +77,6 @@ class Stream:
         self._swap()
 
     def _swap(self) -> None:
-        now = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.setstate(self._state[0])
-        np.random.set_state(self._state[1])
-        torch.set_rng_state(self._state[2])
+        now = _on_cpu()
+        _put_on_cpu(self._state)
         self._state = now

@@ -48,8 +48,7 @@ class SafeRunner(Runner):
         checkpoint = getattr(self, '_start', None) or self._read(filename)
         self._start = None
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        checkpoint = _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=list(revise_keys))
+        checkpoint = _load_checkpoint_to_model(self._bare_model(), checkpoint, strict, revise_keys=list(revise_keys))
         self._loaded_state = checkpoint.get(STATE)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')

@@ -67,9 +67,8 @@ def require(condition: bool, what: str) -> None:
 
 
 def are_sizes(value) -> bool:
-    return (
-        isinstance(value, tuple) and len(value) <= 64 and all(type(size) is int and 0 <= size < 2**62 for size in value)
-    )
+    few = isinstance(value, tuple) and len(value) <= MAX_DIMENSIONS
+    return few and all(type(size) is int and 0 <= size < 2**62 for size in value)
 
 
 def checked_key(value):
