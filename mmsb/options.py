@@ -1,4 +1,4 @@
-"""Checks of what a user hands in: every message names what was wrong, the value, and what is valid."""
+"""Checks of what a user hands in, and what is told of it: what was wrong, the value, and what is valid, in one line."""
 
 import difflib
 import functools
@@ -46,3 +46,8 @@ def known_options(init: Callable) -> Callable:
         init(self, *args, **kwargs)
 
     return checked
+
+
+def one_line(error: Exception) -> str:
+    """Say in one line what an exception says, or what it is if it says nothing."""
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -7,7 +7,6 @@ beside the same with stock mmengine's hooks (`tools/train.py --stock-hooks`). Ex
 """
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -23,6 +22,7 @@ from chaos_ranks import faults_of_ranks
 from chaos_row import Row
 from chaos_victim import Victim, differing, prepare, train, weights_of, write_config
 
+from mmsb.analysis.report import check_folders, write_json
 from mmsb.engine.stops import EXIT_NOT_SAVED
 
 INTERVAL = 2  # iterations between checkpoints
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', choices=names, default=names, help='these kinds alone')
     parser.add_argument('--json', metavar='FILE', help='write the counts there, too')
     args = parser.parse_args()
+    check_folders(parser, args, 'json')
     rows = []
     print('| fault | must | mmsb | stock hooks | what went wrong |\n|---|---|---|---|---|')
     with tempfile.TemporaryDirectory(prefix='chaos-') as temporary:
@@ -182,7 +183,7 @@ def main() -> None:
                 print(rows[-1].line(), flush=True)
                 print(f'{campaign.__name__}: {time.monotonic() - begun:.0f} s', file=sys.stderr)
     if args.json:
-        Path(args.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + '\n')
+        write_json(args.json, [asdict(row) for row in rows])
     sys.exit(int(any(row.good < row.cases for row in rows)))
 
 

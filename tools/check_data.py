@@ -5,12 +5,11 @@ python tools/check_data.py configs/coco/faster-rcnn_sb-r50_fpn_1x_coco.py [--wor
 Exit code 1 if there are errors. A warning is of what the library skips or clips by itself.
 """
 
-import json
 import logging
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
+from mmsb.analysis.report import check_folders, write_json
 from mmsb.engine.data_check import check_and_print
 from mmsb.engine.launcher import check_library, config_parser, load_config, run_tool
 
@@ -20,8 +19,7 @@ def parse_args():
     parser.add_argument('--workers', type=int, metavar='N', help='threads that read images (default: one a core)')
     parser.add_argument('--json', metavar='FILE', help='write all findings as json')
     args = parser.parse_args()
-    if args.json and not Path(args.json).parent.is_dir():
-        parser.error(f'the folder of --json {args.json} does not exist')
+    check_folders(parser, args, 'json')
     return args
 
 
@@ -32,7 +30,7 @@ def main() -> None:
     check_library(cfg)
     reports = check_and_print(cfg, workers=args.workers)
     if args.json:
-        Path(args.json).write_text(json.dumps([asdict(report) for report in reports], indent=2) + '\n')
+        write_json(args.json, [asdict(report) for report in reports])
     sys.exit(int(any(report.count('error') for report in reports)))
 
 

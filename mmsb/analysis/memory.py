@@ -17,6 +17,7 @@ import torch
 
 from mmsb.analysis.networks import Network, Source
 from mmsb.analysis.steps import Setting, Step
+from mmsb.options import one_line
 
 _STATUS = Path('/proc/self/status')
 _CLEAR = Path('/proc/self/clear_refs')
@@ -95,4 +96,4 @@ if __name__ == '__main__':
     try:
         main()
     except Exception as error:  # told in one line to the process that waits
-        sys.exit(' '.join(str(error).split()) or type(error).__name__)
+        sys.exit(one_line(error))

@@ -1,5 +1,6 @@
 """Figures as tables and files."""
 
+import argparse
 import csv
 import io
 import json
@@ -18,14 +19,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def check_folder(option: str, path: str | None) -> None:
-    """Check that a file can be made where an option of a command line says.
+def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace, *options: str) -> None:
+    """End a command line that says to write a file into a folder that does not exist, before any work is done.
 
-    Raises:
-        FileNotFoundError: if its folder does not exist.
+    Args:
+        parser: of the command line.
+        args: what it has parsed.
+        options: names of the options that say a file to write, such as 'json'.
     """
-    if path and not Path(path).parent.is_dir():
-        raise FileNotFoundError(f'the folder of {option} {path} does not exist')
+    for option in options:
+        path = getattr(args, option)
+        if path and not Path(path).parent.is_dir():
+            parser.error(f'the folder of --{option} {path} does not exist')
 
 
 def write_json(path: str | Path, data) -> None:

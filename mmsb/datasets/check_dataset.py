@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from mmsb.options import one_line
+
 from . import check_coco, paths
 from .check_samples import SampleCheck
 from .findings import Finding, error, warning
@@ -181,7 +183,3 @@ class DatasetCheck:
             masks=masks,
             reduce_zero_label=getattr(dataset, 'reduce_zero_label', False),
         )
-
-
-def one_line(failure: Exception) -> str:
-    return ' '.join(str(failure).split()) or type(failure).__name__

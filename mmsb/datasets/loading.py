@@ -5,7 +5,6 @@ mmcv's LoadImageFromFile names no file where a decoder fails, and takes what is 
 
 import io
 import logging
-import re
 import warnings
 import zlib
 from typing import Literal
@@ -18,7 +17,7 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 
-from mmsb.options import choose, known_options
+from mmsb.options import choose, known_options, one_line
 from mmsb.registry import TRANSFORMS
 
 from .check_samples import damage
@@ -101,7 +100,7 @@ class LoadImage(LoadImageFromFile):
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except Exception as error:  # of any storage
-            raise BadImageError(f'image {path!r} cannot be read: {_one_line(error)}') from error
+            raise BadImageError(f'image {path!r} cannot be read: {one_line(error)}') from error
         flaw = _flaw(content, self.max_pixels)
         if flaw:
             raise BadImageError(f'image {path!r} {flaw}')
@@ -110,7 +109,7 @@ class LoadImage(LoadImageFromFile):
             if image is None:  # OpenCV < 4.12 knows no GIF
                 image = mmcv.imfrombytes(content, flag=self.color_type, backend='pillow')
         except Exception as error:  # decoders raise what they like
-            raise BadImageError(f'image {path!r} does not decode: {_one_line(error)}') from error
+            raise BadImageError(f'image {path!r} does not decode: {one_line(error)}') from error
         if image.dtype != np.uint8 and self.color_type != 'unchanged':
             raise BadImageError(f'image {path!r} has pixels of {image.dtype}, needs 8-bit ones')
         return image
@@ -129,11 +128,11 @@ def _flaw(content: bytes, max_pixels: int) -> str | None:
             with Image.open(io.BytesIO(content)) as image:  # reads the header alone
                 kind, mode, (width, height) = image.format, image.mode, image.size
     except Image.DecompressionBombError as error:
-        return f'has too many pixels: {_one_line(error)}'
+        return f'has too many pixels: {one_line(error)}'
     except UnidentifiedImageError:
         return f'is no image: it begins with {content[:8]!r}'
     except Exception as error:  # of a header that lies
-        return f'is damaged: {_one_line(error)}'
+        return f'is damaged: {one_line(error)}'
     if width * height > max_pixels:
         return f'has {width} x {height} px, more than max_pixels={max_pixels:,}'
     if mode.startswith('F'):
@@ -151,7 +150,3 @@ def _ends_well(kind: str, content: bytes) -> bool:
     if kind == 'WEBP':
         return int.from_bytes(content[4:8], 'little') + 8 <= len(content)
     return False
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r'\s+', ' ', str(error)).strip() or type(error).__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmsb.analysis import zoo
 from mmsb.analysis.complexity import Complexity
-from mmsb.analysis.report import check_folder, markdown, write_csv, write_json
+from mmsb.analysis.report import check_folders, markdown, write_csv, write_json
 from mmsb.engine.launcher import run_tool
 from mmsb.options import choose
 
@@ -41,11 +41,7 @@ def parse_args():
         parser.error('name a config, or say --all or --paper')
     if args.paper and (args.json or args.csv or args.shape or args.stages or args.bias):
         parser.error('--paper goes with none of --json, --csv, --shape, --stages and --bias')
-    for option in ('json', 'csv'):
-        try:
-            check_folder(f'--{option}', getattr(args, option))
-        except FileNotFoundError as error:
-            parser.error(str(error))
+    check_folders(parser, args, 'json', 'csv')
     return args
 
 

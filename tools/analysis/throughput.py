@@ -16,7 +16,7 @@ import warnings
 
 from mmsb.analysis import machine, networks, plots, zoo
 from mmsb.analysis.memory import limit_to_free_memory
-from mmsb.analysis.report import check_folder, markdown, write_json
+from mmsb.analysis.report import check_folders, markdown, write_json
 from mmsb.analysis.steps import DTYPES, MEMORY_FORMATS, MODES, PHASES, Setting
 from mmsb.analysis.throughput import Cell, Plan, measure, summarise_all
 from mmsb.engine.launcher import run_tool
@@ -73,11 +73,7 @@ def parse_args():
     args = parser.parse_args()
     if not (args.configs or args.all_systems):
         parser.error('name a config, or say --all-systems')
-    for option in ('json', 'plot'):
-        try:
-            check_folder(f'--{option}', getattr(args, option))
-        except FileNotFoundError as error:
-            parser.error(str(error))
+    check_folders(parser, args, 'json', 'plot')
     return args
 
 
