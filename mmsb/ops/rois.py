@@ -33,7 +33,7 @@ def roi_align_forward(
 
     Args:
         input: (B, C, H, W).
-        argmax_y: (R, C, h, w), becomes the row of each maximum, in pixels of the features.
+        argmax_y: (R, C, h, w), becomes the row of each maximum, in pixels of the features, rounded to its type.
         argmax_x: the same for the column.
         spatial_scale: pixels of the features for each pixel of the image.
         sampling_ratio: samples for each bin and axis; 0: as many as the bin has pixels.

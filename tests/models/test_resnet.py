@@ -103,8 +103,8 @@ def test_shared_weights_keep_torchvisions_names_and_shapes_beside_spatial_bias()
 @pytest.mark.parametrize(('library', 'name', 'options'), [
     ('mmpretrain', 'ResNet', dict()),
     ('mmpretrain', 'ResNeXt', dict(groups=32, base_width=4)),
-    pytest.param('mmseg', 'ResNetV1c', dict(deep_stem=True), marks=pytest.mark.ops),
-    pytest.param('mmseg', 'ResNetV1d', dict(deep_stem=True, avg_down=True), marks=pytest.mark.ops),
+    ('mmseg', 'ResNetV1c', dict(deep_stem=True)),
+    ('mmseg', 'ResNetV1d', dict(deep_stem=True, avg_down=True)),
 ])  # fmt: skip
 def test_variants_have_the_libraries_names_and_shapes(library, name, options):
     extra = dict(groups=32) if name == 'ResNeXt' else {}
@@ -117,7 +117,6 @@ def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convoluti
     assert list(shapes(ours).values()) == list(shapes(theirs).values())
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize(
     'options',
     [
