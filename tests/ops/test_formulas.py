@@ -1,4 +1,4 @@
-"""Operations that mmcv compiles for GPUs only, against loops written from the published formulas; derivatives by gradcheck."""
+"""Operations that mmcv compiles for GPUs only, against loops from the published formulas; derivatives by gradcheck."""
 
 import math
 
