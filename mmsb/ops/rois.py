@@ -141,8 +141,8 @@ def roi_pool_forward(
 ) -> None:
     """Write the maximum of each bin into `output`, (R, C, h, w), and its flat position into `argmax`, -1 for none.
 
-    A bin reaches from the floor of its start to the ceiling of its end (torchvision's RoIPool rounds the region first and
-    is another function). The output of a region without extent is 0.
+    A bin reaches from the floor of its start to the ceiling of its end; torchvision's RoIPool, which rounds the region
+    first, is another function. The output of a region without extent is 0.
     """
     argmax.fill_(-1)
     height, width = input.shape[-2:]

@@ -98,19 +98,21 @@ def roi_align(rng, pool_mode, sampling_ratio, aligned, scale):
     return with_gradients(rng, output, features=features)
 
 
-GEOMETRY = dict(stride=(1, 2), dilation=(1, 2), groups=(1, 2), deform_groups=(1, 2))
+GEOMETRY = dict(stride=(1, 2), groups=(1, 2), deform_groups=(1, 2))  # dilated by 2 at stride 1
 
 
 @case(**GEOMETRY)
-def deform_conv(rng, stride, dilation, groups, deform_groups):
-    inputs = _deform_inputs(rng, stride, dilation, groups, deform_groups)
+def deform_conv(rng, stride, groups, deform_groups):
+    dilation = 3 - stride
+    inputs = _deform_inputs(rng, stride, groups, deform_groups)
     output = ops.deform_conv2d(*inputs.values(), stride, dilation, dilation, groups, deform_groups)
     return with_gradients(rng, output, **inputs)
 
 
 @case(**GEOMETRY, bias=(True, False))
-def modulated_deform_conv(rng, stride, dilation, groups, deform_groups, bias):
-    inputs = _deform_inputs(rng, stride, dilation, groups, deform_groups)
+def modulated_deform_conv(rng, stride, groups, deform_groups, bias):
+    dilation = 3 - stride
+    inputs = _deform_inputs(rng, stride, groups, deform_groups)
     weight = inputs.pop('weight')
     size = inputs['offset'].shape[-2:]
     inputs['mask'] = tensor(rng, 2, 9 * deform_groups, *size).sigmoid().requires_grad_()
@@ -122,7 +124,7 @@ def modulated_deform_conv(rng, stride, dilation, groups, deform_groups, bias):
     return with_gradients(rng, output, **inputs)
 
 
-def _deform_inputs(rng, stride, dilation, groups, deform_groups) -> dict[str, Tensor]:
+def _deform_inputs(rng, stride, groups, deform_groups) -> dict[str, Tensor]:
     height, width = ((n - 1) // stride + 1 for n in (7, 6))
     inputs = dict(
         input=tensor(rng, 2, 4, 7, 6),
