@@ -185,7 +185,7 @@ def test_backbone_of_a_detector():
 
 def test_tool_writes_json_and_csv(tmp_path, run_tool):
     options = ('--stages', '--bias', '--json', 'counts.json', '--csv', 'counts.csv')
-    done = run_tool('analysis/complexity.py', SB_RESNET38, *options, cwd=tmp_path)
+    done = run_tool('analysis/complexity.py', SB_RESNET38, *options, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert 'activations M' in done.stdout
     assert '| bias ' in done.stdout

@@ -222,7 +222,7 @@ def test_an_allocation_beyond_the_free_memory_fails():
 def test_tool_measures_two_sizes(tmp_path, run_tool):
     arguments = ['--sizes', '16', '16x24', '--batch-sizes', '2', '--repeats', '2', '--warmup', '1', '--sample-s', '0']
     files = ['--json', 'out.json', '--plot', 'out.png']
-    done = run_tool('analysis/throughput.py', SB, *arguments, *files, cwd=tmp_path)
+    done = run_tool('analysis/throughput.py', SB, *arguments, *files, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert 'inference, batch 2, 16 x 24, eager, nchw, fp32' in done.stdout
     assert '| sb-resnet38 | ' in done.stdout
