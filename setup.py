@@ -71,13 +71,15 @@ setup(
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
-        'Operating System :: OS Independent',
-        'Programming Language :: Python :: 3',
+        'Operating System :: MacOS',
+        'Operating System :: POSIX :: Linux',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['mmsb', 'mmsb.*']),
-    package_data={'': ['*.csv']},
+    package_data={'': ['*.csv'], 'mmsb': ['py.typed']},
     install_requires=requirements('runtime'),
     extras_require={
         'mminstall': requirements('mminstall'),
