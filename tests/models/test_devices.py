@@ -30,6 +30,7 @@ def autocast(dtype: torch.dtype | None):
         yield
     finally:
         torch.set_autocast_enabled('cuda', False)
+        torch.clear_autocast_cache()
 
 
 @pytest.mark.parametrize('name', [*zoo.shipped(), 'coco/faster-rcnn_sb-r50_fpn_1x_coco.py'])
