@@ -1,8 +1,8 @@
 """Keeps MMDetection's coordinates in float32 under mixed precision.
 
 Its RoI extractors cast the boxes to the type of the features, and its heads make anchors and points in that of the
-scores. A step of bfloat16 is 4 pixels above 512 and 8 above 1024, one of float16 half a pixel above 512: boxes would move.
-Here the features are cast instead, and what was extracted is cast back; anchors and points are float32.
+scores. A step of bfloat16 is 4 pixels above 512 and 8 above 1024, one of float16 half a pixel above 512: boxes would
+move. Here the features are cast instead, and what was extracted is cast back; anchors and points are float32.
 """
 
 import functools
