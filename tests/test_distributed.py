@@ -172,7 +172,6 @@ def test_max_restarts_starts_all_again_where_they_were(folder, environment, work
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize(
     ('name', 'schedule'),
     [

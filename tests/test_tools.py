@@ -340,8 +340,8 @@ def test_weights_that_cannot_be_converted(arguments, said, tmp_path, run_tool):
     ('config', 'size'),
     [
         (DIGITS, None),
-        pytest.param(CUE, (64, 64), marks=pytest.mark.ops),
-        pytest.param(SCENES, (128, 128), marks=pytest.mark.ops),
+        (CUE, (64, 64)),
+        (SCENES, (128, 128)),
     ],
 )
 def test_predictions_are_drawn(config, size, demo_data, tmp_path, run_tool):

@@ -175,7 +175,6 @@ def test_plain_network_is_found_or_added():
     assert networks.sources_of([PLAIN, SB], plain=SB)[1].name == 'sb-resnet38'
 
 
-@pytest.mark.ops
 def test_networks_of_detectors_have_different_names():
     sources, plain = networks.sources_of(['coco/faster-rcnn_sb-r50_fpn_1x_coco.py'])
     assert [source.name for source in sources] == ['faster-rcnn_r50_fpn_1x_coco', 'faster-rcnn_sb-r50_fpn_1x_coco']
@@ -190,7 +189,6 @@ def test_systems_are_those_of_the_papers_comparison():
     assert zoo.paper_row('imagenet/sb-resnet101_b256-100e_in1k.py') is None
 
 
-@pytest.mark.ops
 def test_backbone_and_neck_of_a_detector():
     config = 'demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
     network = networks.Network(networks.Source('detector', config), CPU, seed=0)
