@@ -15,7 +15,6 @@ not load (built for another PyTorch), its own error is shown. `MMSB_OPS=off` in 
 
 import os
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -25,7 +24,7 @@ from .roi_precision import PatchRoIExtractor
 EXTENSION = 'mmcv._ext'
 
 
-class ExtensionFinder(MetaPathFinder):
+class ExtensionFinder:
     """Finds `mmcv._ext` in this package. It stands at the end of `sys.meta_path`: a compiled one is found before."""
 
     @staticmethod

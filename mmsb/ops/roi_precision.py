@@ -6,7 +6,6 @@ extracted is cast back. torchvision has no RoIAlign in these types on a CPU anyw
 """
 
 import functools
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 
 from .precision import REDUCED
@@ -14,7 +13,7 @@ from .precision import REDUCED
 BASE_MODULE = 'mmdet.models.roi_heads.roi_extractors.base_roi_extractor'
 
 
-class PatchRoIExtractor(MetaPathFinder):
+class PatchRoIExtractor:
     """Finds the module of MMDetection's base RoI extractor and wraps the class once the module is loaded."""
 
     @staticmethod
