@@ -374,7 +374,6 @@ def test_seg_inferencer(image_file, tmp_path):
         classes=get_classes('ade20k'),
         palette=get_palette('ade20k'),
         device='cpu',
-        show_progress=False,
     )
     result = inferencer(str(image_file), out_dir=str(tmp_path), return_datasamples=True)
     check_prediction(load(SEGMENTER, {}), result, (60, 90))

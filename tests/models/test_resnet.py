@@ -467,7 +467,9 @@ def test_mistakes_of_the_cifar_network_are_named(options, named):
 def test_found_from_every_library_without_custom_imports():
     script = """
 import sys
+import mmsb  # first, as before every detector
 from mmengine.registry import MODELS, init_default_scope
+assert 'mmsb.models' not in sys.modules
 for scope in ('mmpretrain', 'mmdet', 'mmseg'):
     init_default_scope(scope)
     for name in ('SBResNet', 'SBResNetCifar', 'SpatialBias'):
