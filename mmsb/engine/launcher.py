@@ -112,6 +112,7 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
     known = {*cfg, *inspect.signature(Runner.__init__).parameters, *RUNNER_READS} - {'self', 'cfg'}
     check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted(known))
     cfg.merge_from_dict(args.cfg_options)
+    replace_readers_of_mmengine(trust=bool(cfg.get('trust_checkpoint')))
     _add_defaults(cfg)
     if not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
@@ -121,7 +122,11 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
 
 
 def read_config(path: str) -> Config:
-    """Read a config file; a mistake in it is named with the file."""
+    """Read a config file; a mistake in it is named with the file.
+
+    From here on mmengine reads checkpoints as data: some networks of the libraries load one when they are built.
+    """
+    replace_readers_of_mmengine()
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is Python code: anything can be wrong in it
@@ -230,8 +235,7 @@ def _warm_starts(node) -> Iterator[str]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner, which reads checkpoints as data; without a GPU several processes talk through gloo."""
-    replace_readers_of_mmengine(trust=bool(cfg.get('trust_checkpoint')))
+    """Build the runner; without a GPU several processes talk through gloo."""
     if cfg.launcher == 'pytorch' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
     if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
