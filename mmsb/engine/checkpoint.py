@@ -13,10 +13,10 @@ from mmengine.hooks import CheckpointHook as UpstreamCheckpointHook
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-from mmsb.models.safe_load import load_checkpoint
+from mmsb.checkpoints.load import load_checkpoint
+from mmsb.checkpoints.store import POINTER, clean_leftovers, probe, remove_checkpoint, write_atomic
 from mmsb.registry import HOOKS
 
-from .checkpoint_file import POINTER, clean_leftovers, probe, remove_checkpoint, write_atomic
 from .stops import EXIT_NOT_SAVED, RunStopped
 
 _DOOMED = 'doomed_ckpts'  # in the message hub, so in the file: what the new checkpoint replaces

@@ -20,8 +20,8 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from mmsb.checkpoints.load import load_state_dict, local_path, replace_readers_of_mmengine, require_file
 from mmsb.datasets.paths import check_paths
-from mmsb.models.safe_load import load_state_dict, local_path, replace_readers_of_mmengine, require_file
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys
 

@@ -6,7 +6,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
-from mmsb.models.safe_load import drop_config_text, load_checkpoint
+from mmsb.checkpoints.load import drop_config_text, load_checkpoint
 from mmsb.registry import RUNNERS
 
 from . import rng

@@ -6,9 +6,9 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import find_latest_checkpoint
 
-from mmsb.models.safe_load import local_path, require_file
+from mmsb.checkpoints.load import local_path, require_file
+from mmsb.checkpoints.store import find_checkpoint, probe, why_invalid
 
-from .checkpoint_file import find_checkpoint, probe, why_invalid
 from .guard import TIMEOUT_S
 from .processes import is_restart, rank_in_environment
 from .stops import EXIT_NOT_SAVED, RunStopped

@@ -6,12 +6,12 @@ import time
 
 import pytest
 import torch
-from chaos_faults import at_iteration, die
-from chaos_victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
+from chaos.inject import at_iteration, die
+from chaos.victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
 from mmengine.runner.checkpoint import _load_checkpoint as stock_load
 
+from mmsb.checkpoints.load import load_checkpoint
 from mmsb.engine import rng
-from mmsb.models.safe_load import load_checkpoint
 
 LAST = 'iter_12.pth'
 KINDS = {'plain': {}, 'ema': dict(ema=True), 'accumulation': dict(accumulate=4)}

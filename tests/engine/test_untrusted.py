@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from chaos_faults import at_iteration, die
-from chaos_victim import train, weights_of, write_config
+from chaos.inject import at_iteration, die
+from chaos.malicious import checkpoints
+from chaos.victim import train, weights_of, write_config
 
-from mmsb.analysis.malicious import checkpoints
-from mmsb.models.safe_load import load_checkpoint
+from mmsb.checkpoints.load import load_checkpoint
 
 ATTACKS = ('call of os.system', 'call of getattr of a module', 'call of class with setstate', 'TorchScript',
            'old format, pickle 3', 'bare pickle')  # fmt: skip

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
-from mmsb.models.data_values import (
+from mmsb.checkpoints.data_values import (
     DTYPES,
     KINDS,
     KNOWN,

@@ -7,11 +7,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from chaos.malicious import REFUSED, checkpoints
 from mmengine.logging import HistoryBuffer
 
-from mmsb.analysis.malicious import REFUSED, checkpoints
-from mmsb.models import data_file
-from mmsb.models.safe_load import load_checkpoint, load_state_dict
+from mmsb.checkpoints import data_file
+from mmsb.checkpoints.load import load_checkpoint, load_state_dict
 
 ATTACKS = list(checkpoints('/canary'))
 RUNS = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.rename', 'os.remove', 'os.mkdir', 'subprocess.Popen',

@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
-from mmsb.models.safe_load import load_state_dict
+from mmsb.checkpoints.load import load_state_dict
 
 SCHEDULES = {
     'OneCycleLR': dict(eta_max=0.1, total_steps=9),

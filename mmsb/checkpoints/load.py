@@ -8,7 +8,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _process_mmcls_checkpoint
 from torch import Tensor
 
-from mmsb.models import data_file, download
+from mmsb.checkpoints import data_file, download
 
 _CONTAINERS = ('state_dict', 'model', 'model_state', 'module')
 

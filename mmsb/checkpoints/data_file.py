@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import torch
 
-from mmsb.models.data_pickle import DataUnpickler
-from mmsb.models.data_values import are_sizes, require
+from mmsb.checkpoints.data_pickle import DataUnpickler
+from mmsb.checkpoints.data_values import are_sizes, require
 
 _ZIP, _MAGIC, _PROTOCOL = b'PK\x03\x04', 0x1950A86A20F9469CFC6C, 1001
 

@@ -1,6 +1,6 @@
 """Bad input by the thousand: what the readers of images, annotations and checkpoints do with it.
 
-python -m mmsb.analysis.faults --count 1000 --seed 0
+PYTHONPATH=tests python -m chaos.bad_input --count 1000 --seed 0
 
 Each file is read in a process beside this one: where it ends or does not come back is counted, and the next file goes
 to a new one.
@@ -27,11 +27,11 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from mmsb.analysis.malicious import checkpoints
+from chaos.malicious import checkpoints
+from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets.check import check_data
 from mmsb.datasets.check_samples import SampleCheck
 from mmsb.datasets.loading import LoadImage
-from mmsb.models.safe_load import load_checkpoint
 
 from .mutations import IMAGE_KINDS, annotation_lines, coco_text, image, mask
 

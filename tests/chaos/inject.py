@@ -1,4 +1,4 @@
-"""Faults that `chaos.py` and the tests put into a victim: at an iteration, or at an operation of a save on the disk.
+"""Faults that `campaign.py` and the tests put into a victim: at an iteration, or at an operation of a save on the disk.
 
 The operations of mmsb are os.open, os.write (twice: before it, and after half of it), os.fsync, os.replace and
 os.unlink; those of stock mmengine open(..., 'w'), its write (also twice) and os.remove.

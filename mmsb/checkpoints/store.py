@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+from mmsb.checkpoints.load import load_checkpoint, require_file
 from mmsb.files import CHUNK_BYTES, sha256_of
-from mmsb.models.safe_load import load_checkpoint, require_file
 
 POINTER = 'last_checkpoint'  # the file in a work dir that mmengine resumes from
 _LEFTOVER = re.compile(r'\.(.+\.(pth|sha256)|last_checkpoint)\.tmp')
