@@ -50,9 +50,9 @@ def damage(folder: Path, *, quick: bool) -> Row:
 
 def malicious(folder: Path, *, quick: bool) -> Row:
     """Checkpoints that want to run code, to corrupt or exhaust memory; text that mmengine runs as a config."""
-    row = Row('malicious checkpoints', 'nothing runs, refused in one line that names the file')
+    row = Row('malicious checkpoints', 'nothing runs; refused in one line that names the file, or harmless data')
     for one in bad_input.malicious_campaign():
-        row.add(one['outcome'] == one['right'], f'{one["outcome"]}: {one["what"]}', stock=False)
+        row.add(one['outcome'] in one['right'], f'{one["outcome"]}: {one["what"]}', stock=False)
     if not quick:
         for one in bad_input.malicious_campaign(read=_resume_as_mmengine):
             good = one['outcome'] not in (bad_input.RAN, bad_input.CRASHED, bad_input.HUNG)
