@@ -2,7 +2,7 @@
 
 python benchmarks/cifar100_data.py SOURCE [OUT]
 
-SOURCE has the official `cifar-100-python`, read as data, or tars of lossless mosaics, one a class, and `classes.txt`.
+SOURCE has the official `cifar-100-python`, known by its MD5, or tars of lossless mosaics, one a class, and `classes.txt`.
 Both give the same images; their order within a class may differ.
 """
 
