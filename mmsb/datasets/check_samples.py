@@ -9,6 +9,8 @@ import numpy as np
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from mmsb.options import one_line
+
 from .findings import Finding, error, warning
 
 WIDE_MODES = ('I', 'F')  # Pillow's modes of more than 8 bits begin so

@@ -1,8 +1,8 @@
 """Keeps regions of interest in float32 under mixed precision.
 
 MMDetection's RoI extractors cast the boxes to the type of the features. A step of bfloat16 is 4 pixels above 512 and 8
-above 1024, one of float16 half a pixel above 512: boxes would move. The features are cast instead, and what was extracted
-is cast back; torchvision has no RoIAlign in these types on a CPU anyway.
+above 1024, one of float16 half a pixel above 512: boxes would move. Here the features are cast instead, and what was
+extracted is cast back. torchvision has no RoIAlign in these types on a CPU anyway.
 """
 
 import functools
@@ -17,8 +17,7 @@ BASE_MODULE = 'mmdet.models.roi_heads.roi_extractors.base_roi_extractor'
 class PatchRoIExtractor(MetaPathFinder):
     """Finds the module of MMDetection's base RoI extractor and wraps the class once the module is loaded."""
 
-    @staticmethod
-    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         if name != BASE_MODULE:
             return None
         spec = PathFinder.find_spec(name, path, target)
