@@ -53,6 +53,7 @@ def load_checkpoint(path: str | os.PathLike, *, trust: bool | None = None):
 
             return load_file(file)
         if _is_trusted(file) if trust is None else trust:
+            archive.check(file, work=False)
             return torch.load(file, map_location='cpu', weights_only=False)
         return _load_as_data(file)
     except Exception as error:  # a file that is no checkpoint raises anything

@@ -11,6 +11,7 @@ from chaos.victim import train, weights_of, write_config
 
 from mmsb.checkpoints.load import load_checkpoint
 
+pytestmark = pytest.mark.untrusted
 ATTACKS = ('call of os.system', 'call of getattr of a module', 'call of class with setstate', 'TorchScript',
            'old format, pickle 3', 'bare pickle')  # fmt: skip
 WAYS = {
