@@ -424,6 +424,9 @@ class Call:
         raise AssertionError('only here so that a call can be the function of another')
 
 
+UNTRUSTED = pytest.mark.untrusted
+
+
 def narrower(state):
     return mmpretrain.models.ResNet(50, base_channels=4, stem_channels=4).state_dict()
 
@@ -448,14 +451,15 @@ def deeper(state):
         (lambda state: HEAD, dict(), ['ResNet weights', 'conv1.weight']),
         (lambda state: {'backbone.blocks.0.qkv.weight': torch.ones(1)}, dict(), ['ResNet weights', 'backbone']),
         (lambda state: state, dict(prefix='teacher'), ['ResNet weights', "'teacher"]),
-        (
-            lambda state: dict(state_dict=state, run=Call(os.system, 'true')),
-            dict(),
-            ['cannot be read as data', 'system'],
+        *(
+            pytest.param(lambda state, run=run: dict(state_dict=state, run=run), dict(), named, marks=UNTRUSTED)
+            for run, named in (
+                (Call(os.system, 'true'), ['cannot be read as data', 'system']),
+                (Call(getattr, HistoryBuffer, '__init__'), ['__init__']),
+                (Call(getattr, torch.Tensor, 'map_'), ['map_']),
+                (Call(eval, '1'), ['eval']),
+            )
         ),
-        (lambda state: dict(state_dict=state, run=Call(getattr, HistoryBuffer, '__init__')), dict(), ['__init__']),
-        (lambda state: dict(state_dict=state, run=Call(getattr, torch.Tensor, 'map_')), dict(), ['map_']),
-        (lambda state: dict(state_dict=state, run=Call(eval, '1')), dict(), ['eval']),
     ],
 )
 def test_contents_that_do_not_fit_are_named_in_one_line(content, options, named, plain, tmp_path):
@@ -529,6 +533,7 @@ def test_a_text_file_is_named_in_one_line(text, suffix, tmp_path):
     ],
 )
 @pytest.mark.parametrize('zipped', [True, False])
+@UNTRUSTED
 def test_a_file_runs_no_code(attack, zipped, plain, tmp_path):
     marker, path = tmp_path / 'marker', tmp_path / 'checkpoint.pth'
     content = dict(state_dict=torch.load(plain), run=attack(str(marker)))
