@@ -86,7 +86,7 @@ bench: $(VENV)/light
 
 # What a training survives: faults of many kinds, here and with stock mmengine; some 17 minutes on a CPU.
 chaos: $(VENV)/full
-	$(BIN)/python tools/chaos.py --json work_dirs/chaos.json
+	PYTHONPATH=tests $(BIN)/python -m chaos.campaign --json work_dirs/chaos.json
 
 lint: $(VENV)/full
 	$(BIN)/ruff check .

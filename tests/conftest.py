@@ -36,6 +36,13 @@ def demo_data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def arena(demo_data, tmp_path) -> Path:
+    """Folder with the data, for the trainings of `chaos.victim`."""
+    (tmp_path / 'data').symlink_to(demo_data / 'data')
+    return tmp_path
+
+
 def run(
     name: str, *args, cwd: Path, timeout_s: int = 300, fresh: bool = False, **environment
 ) -> subprocess.CompletedProcess:

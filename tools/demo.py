@@ -24,9 +24,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmsb.checkpoints.load import load_state_dict
 from mmsb.datasets import digits
 from mmsb.engine.launcher import build_model, run_tool
-from mmsb.models.safe_load import load_state_dict
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmsb.models.safe_load import load_state_dict, local_path
+from mmsb.checkpoints.load import load_state_dict, local_path
 from mmsb.options import check_keys
 
 _BIAS = re.compile(r'\.(spatial_bias|bias_norm|bias_conv)\.')

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chaos_faults import at_iteration
-from chaos_ranks import Team
-from chaos_victim import differing, train, weights_of, write_config
+from chaos.inject import at_iteration
+from chaos.ranks import Team
+from chaos.victim import differing, train, weights_of, write_config
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsb.checkpoints.store import find_checkpoint, why_invalid
 from mmsb.engine import GuardHook
-from mmsb.engine.checkpoint_file import find_checkpoint, why_invalid
 from mmsb.engine.exact_data import PatientWorker
 from mmsb.engine.stops import RunStopped
 

@@ -4,7 +4,7 @@ What CheckpointLoader of MMEngine knows is known here: http(s)://, torchvision:/
 petrel://. The hash is the convention of torchvision and OpenMMLab: NAME-HASH.pth, HASH the first eight or more
 hexadecimal digits of the SHA-256 of the file. It is compared at every use: a file in the cache can be damaged too.
 
-Differs from mmengine's: the file is read as data afterwards (`safe_load.py`); a file whose name has no hash is kept
+Differs from mmengine's: the file is read as data afterwards (`load.py`); a file whose name has no hash is kept
 under the hash of its address, so that two sites' `model.pth` are two files; processes of one machine download once.
 """
 

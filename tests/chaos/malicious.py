@@ -39,7 +39,8 @@ from .forge import (
     whole_checkpoint,
 )
 
-REFUSED, DATA = 'refused', 'data'
+REFUSED, DATA, WASTE = 'refused', 'data', 'waste'
+WASTEFUL = {'slow codec'}  # take time or memory, and nothing else: refused or read, either is right
 DUNDERS = (
     *('__init__', '__new__', '__class__', '__subclasses__', '__mro__', '__bases__', '__reduce__', '__reduce_ex__'),
     *(
@@ -226,13 +227,13 @@ def checkpoints(canary: str) -> dict[str, tuple[str, bytes, str]]:
         canary: path of a file that the code in them would make.
 
     Returns:
-        for each name of an attack the file name, its content, and what is right: 'refused', or 'data' where the file is
-        sound data as long as nobody runs its text.
+        for each name of an attack the file name, its content, and what is right: 'refused'; 'data' where the file is
+        sound data as long as nobody runs its text; 'waste' where either will do, because it takes time or memory only.
     """
     calls = {f'call of {what}': pickled(call) for what, call in _calls(canary).items()}
     pickles = {**calls, **_shaped(canary), **_opcodes(canary)}
     files = {what: archive(content, {'data/0': bytes(8)}) for what, content in pickles.items()} | _files(canary)
-    found = {what: ('attack.pth', content, REFUSED) for what, content in files.items()}
+    found = {what: ('attack.pth', content, WASTE if what in WASTEFUL else REFUSED) for what, content in files.items()}
     lying = {
         'length': _safetensors(b'{}', 2**63),
         'offsets': _safetensors(_weight([0, 2**40], [2**38])),

@@ -1,11 +1,12 @@
-"""Faults that `chaos.py` and the tests put into a victim: at an iteration, or at an operation of a save on the disk.
+"""Faults that `campaign.py` and the tests put into a victim: at an iteration, or at an operation of a save on the disk.
 
-The operations of mmsb are os.open, os.write (twice: before it, and after half of it), os.fsync, os.replace and
-os.unlink; those of stock mmengine open(..., 'w'), its write (also twice) and os.remove.
+The operations are open(..., 'w'), its write (twice: before it, and after half of it) and os.remove; those of mmsb also
+os.open, os.fsync, os.replace and os.unlink.
 """
 
 import builtins
 import errno
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -92,8 +93,7 @@ class InSaves:
         mmengine.hooks.CheckpointHook._save_checkpoint = save
         for name in ('open', 'fsync', 'replace', 'unlink', 'remove'):
             setattr(os, name, self._with_point(getattr(os, name)))
-        os.write = self._with_half(os.write)
-        builtins.open = self._watched_open(builtins.open)
+        builtins.open = io.open = self._watched_open(open)  # pathlib has the latter
 
     def _point(self) -> None:
         if self.counting:
@@ -110,17 +110,6 @@ class InSaves:
 
         return watched
 
-    def _with_half(self, write: Callable) -> Callable:
-        def watched(handle: int, content) -> int:
-            self._point()
-            if not self.counting:
-                return write(handle, content)
-            done = write(handle, content[: len(content) // 2])
-            self._point()
-            return done + write(handle, content[done:])
-
-        return watched
-
     def _watched_open(self, open_file: Callable) -> Callable:
         def watched(file, mode='r', *args, **kwargs):
             if 'w' not in mode or not self.saving:
@@ -133,7 +122,7 @@ class InSaves:
 
 
 class _Stream:
-    """A file open for writing, as stock mmengine's are, with two points in each write."""
+    """A file open for writing, with two points in each write."""
 
     def __init__(self, stream, point: Callable[[], None]) -> None:
         self._stream, self._point = stream, point

@@ -1,4 +1,4 @@
-"""A row of the table that `chaos.py` prints."""
+"""A row of the table that `campaign.py` prints."""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,8 @@
 """The short form of `make chaos`: a few faults of each kind, and all of the malicious checkpoints."""
 
 import pytest
-from chaos import CAMPAIGNS
+
+from chaos.campaign import CAMPAIGNS
 
 
 @pytest.mark.parametrize('campaign', CAMPAIGNS, ids=lambda campaign: campaign.__name__)

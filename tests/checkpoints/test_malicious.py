@@ -1,17 +1,17 @@
 """Nothing of a malicious checkpoint runs, and each is refused in one line; data are read as torch reads them."""
 
-import io
+import codecs
+import contextlib
 import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from chaos.malicious import DATA, REFUSED, checkpoints
 from mmengine.logging import HistoryBuffer
 
-from mmsb.analysis.malicious import REFUSED, checkpoints
-from mmsb.models import data_file
-from mmsb.models.safe_load import load_checkpoint, load_state_dict
+from mmsb.checkpoints.load import load_checkpoint, load_state_dict
 
 ATTACKS = list(checkpoints('/canary'))
 RUNS = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.rename', 'os.remove', 'os.mkdir', 'subprocess.Popen',
@@ -32,6 +32,8 @@ def warm(tmp_path_factory):
     """Import what a reader imports when it first reads, so that no import looks like an attack."""
     import safetensors.torch  # noqa: F401
 
+    for codec in ('latin1', 'punycode'):
+        codecs.encode('é', codec)
     path = tmp_path_factory.mktemp('warm') / 'sound.pth'
     HistoryBuffer()  # the first one lists its methods in the class
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), path)
@@ -62,8 +64,11 @@ def test_nothing_runs(attack, attacks, tmp_path, monkeypatch):
         if right == REFUSED:
             with pytest.raises(ValueError, match='cannot be read as data') as error:
                 load_checkpoint(path)
-        else:
+        elif right == DATA:
             assert load_state_dict(path)['conv1.weight'].shape == (2,)
+        else:
+            with contextlib.suppress(ValueError):
+                load_checkpoint(path)
     finally:
         seen = _watched.pop()
     assert not seen
@@ -117,19 +122,17 @@ def same(one, other) -> bool:
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_data_are_read_as_torch_reads_them(zipped, protocol, tmp_path):
+def test_data_are_read_as_torch_reads_them(zipped, tmp_path):
     path, content = tmp_path / 'sound.pth', content_of_all_kinds()
-    torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     loaded = load_checkpoint(path)
     assert same(content, loaded)
     assert same(torch.load(path, weights_only=False), loaded)
     assert loaded['shared'].untyped_storage().data_ptr() == loaded['transposed'].untyped_storage().data_ptr()
     loaded['shared'][1, 0] = 99
     assert loaded['view'][0, 0] == 99
-    again = io.BytesIO()
-    torch.save(loaded, again)
-    assert same(loaded, data_file.read(again))
+    torch.save(loaded, path)
+    assert same(loaded, load_checkpoint(path))
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -142,14 +145,13 @@ def test_a_damaged_file_is_never_taken_for_a_whole_one(zipped, tmp_path):
         damaged.append(
             content[:position] + bytes([content[position] ^ 1 << generator.integers(8)]) + content[position + 1 :]
         )
-    undetected = 0
     for one in damaged:
         path.write_bytes(one)
         said, loaded = outcome(path)
         assert '\n' not in said
         assert (loaded is None) == (str(path) in said)
-        undetected += loaded is not None and not same(weights, loaded)
-    assert undetected == 0 or not zipped  # the old format has no checksum
+        if zipped:  # the old format has no checksum
+            assert loaded is None or same(weights, loaded)
 
 
 def outcome(path) -> tuple[str, dict | None]:

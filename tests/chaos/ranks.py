@@ -1,4 +1,4 @@
-"""Faults of one process of several: the part of `chaos.py` that needs torchrun's agent, which starts them again."""
+"""Faults of one process of several: the part of `campaign.py` that needs torchrun's agent, which starts them again."""
 
 import os
 import random
@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from chaos_faults import InSaves, at_iteration
-from chaos_victim import Victim, differing, run_tool, weights_of, write_config
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from chaos.inject import InSaves, at_iteration
+from chaos.victim import Victim, differing, run_tool, weights_of, write_config
 
 TIMEOUT_S = 8  # of the processes' talk
 PATIENCE_S = 120  # TIMEOUT_S, the agent's 30 s between SIGTERM and SIGKILL, and twice the training on a busy machine

@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from chaos.forge import archive, os_system
 
-from mmsb.analysis.forge import archive, os_system
-from mmsb.models import download
+from mmsb.checkpoints import download
+from mmsb.checkpoints.load import load_checkpoint, load_state_dict
 from mmsb.models.resnet import SBResNetCifar
-from mmsb.models.safe_load import load_checkpoint, load_state_dict
 
 
 class Site:

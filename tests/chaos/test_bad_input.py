@@ -1,4 +1,4 @@
-"""Bad input never crashes or hangs a reader, and is named; the full campaign is `python -m mmsb.analysis.faults`."""
+"""Bad input never crashes or hangs a reader, and the error names it; the full campaign is `make chaos`."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from mmsb.analysis import faults
+from chaos import bad_input
 
 
 @pytest.mark.parametrize('seed', [1])
 def test_malformed_images_and_annotations(seed):
-    rows = faults.campaign(150, seed)
+    rows = bad_input.campaign(150, seed)
     assert sum(row['tried'] for row in rows) >= 300
     assert [row for row in rows if row['survived'] != row['tried']] == []
     assert all(row['named'] for row in rows)
@@ -23,7 +23,7 @@ def test_what_crashes_or_hangs_is_counted():
             os.kill(os.getpid(), signal.SIGKILL)
         if way == 'hang':
             time.sleep(60)
-        return faults.FINE
+        return bad_input.FINE
 
-    found = faults.isolated(task, ['', 'crash', '', 'hang', ''], limit_s=1)
+    found = bad_input.isolated(task, ['', 'crash', '', 'hang', ''], limit_s=1)
     assert list(found) == ['fine', 'crashed', 'fine', 'hung', 'fine']

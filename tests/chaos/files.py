@@ -1,4 +1,4 @@
-"""Files that are damaged, malicious or malformed: the part of `chaos.py` that interrupts nothing."""
+"""Files that are damaged, malicious or malformed: the part of `campaign.py` that interrupts nothing."""
 
 import contextlib
 import io
@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-from chaos_row import Row
-from chaos_victim import train, write_config
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.runner.checkpoint import _load_checkpoint
 
-from mmsb.analysis import faults
+from chaos import bad_input
+from chaos.row import Row
+from chaos.victim import train, write_config
+from mmsb.checkpoints.store import find_checkpoint
 from mmsb.datasets.loading import LoadImage
-from mmsb.engine.checkpoint_file import find_checkpoint
 
 
 def damage(folder: Path, *, quick: bool) -> Row:
@@ -50,12 +50,12 @@ def damage(folder: Path, *, quick: bool) -> Row:
 
 def malicious(folder: Path, *, quick: bool) -> Row:
     """Checkpoints that want to run code, to corrupt or exhaust memory; text that mmengine runs as a config."""
-    row = Row('malicious checkpoints', 'nothing runs, refused in one line that names the file')
-    for one in faults.malicious_campaign():
-        row.add(one['outcome'] == one['right'], f'{one["outcome"]}: {one["what"]}', stock=False)
+    row = Row('malicious checkpoints', 'nothing runs; refused in one line that names the file, or harmless data')
+    for one in bad_input.malicious_campaign():
+        row.add(one['outcome'] in one['right'], f'{one["outcome"]}: {one["what"]}', stock=False)
     if not quick:
-        for one in faults.malicious_campaign(read=_resume_as_mmengine):
-            good = one['outcome'] not in (faults.RAN, faults.CRASHED, faults.HUNG)
+        for one in bad_input.malicious_campaign(read=_resume_as_mmengine):
+            good = one['outcome'] not in (bad_input.RAN, bad_input.CRASHED, bad_input.HUNG)
             row.add(good, one['outcome'], stock=True)
     return row
 
@@ -73,19 +73,21 @@ def malformed(folder: Path, *, quick: bool) -> Row:
     """Images from a fuzzer, through the loading transform and the check; annotation files and masks, the check."""
     row = Row('malformed images and annotations', 'no crash, no hang; sound pixels, or an error that names the file')
     count, seed = 60 if quick else 1000, 0
-    for kind in faults.campaign(count, seed):
-        for outcome in (faults.FINE, faults.NAMED, faults.UNCLEAR, faults.CRASHED, faults.HUNG):
+    for kind in bad_input.campaign(count, seed):
+        for outcome in (bad_input.FINE, bad_input.NAMED, bad_input.UNCLEAR, bad_input.CRASHED, bad_input.HUNG):
             for _ in range(kind[outcome]):
-                row.add(outcome in (faults.FINE, faults.NAMED), f'{outcome}: {kind["what"]}', stock=False)
+                row.add(outcome in (bad_input.FINE, bad_input.NAMED), f'{outcome}: {kind["what"]}', stock=False)
     if quick:
         return row
     path = folder / 'image'
-    images = faults.images(count, seed)
-    ours = faults.isolated(lambda item: _loaded(LoadImage(), path, *item), images, 10)
-    theirs = faults.isolated(lambda item: _loaded(LoadImageFromFile(), path, *item), images, 10)
+    images = bad_input.images(count, seed)
+    ours = bad_input.isolated(lambda item: _loaded(LoadImage(), path, *item), images, 10)
+    theirs = bad_input.isolated(lambda item: _loaded(LoadImageFromFile(), path, *item), images, 10)
     for right, outcome in zip(list(ours), theirs, strict=True):
-        why = {faults.FINE: 'damaged but taken', faults.UNCLEAR: 'without the name of the file'}.get(outcome, outcome)
-        good = outcome == faults.NAMED or outcome == right == faults.FINE
+        why = {bad_input.FINE: 'damaged but taken', bad_input.UNCLEAR: 'without the name of the file'}.get(
+            outcome, outcome
+        )
+        good = outcome == bad_input.NAMED or outcome == right == bad_input.FINE
         row.add(good, why, stock=True)
     return row
 
@@ -96,5 +98,5 @@ def _loaded(transform, stem: Path, kind: str, content: bytes) -> str:
     try:
         pixels = transform(dict(img_path=str(path)))['img']
     except Exception as error:  # whatever it is, it is counted
-        return faults.NAMED if str(path) in str(error) else faults.UNCLEAR
-    return faults.FINE if isinstance(pixels, np.ndarray) else faults.UNCLEAR
+        return bad_input.NAMED if str(path) in str(error) else bad_input.UNCLEAR
+    return bad_input.FINE if isinstance(pixels, np.ndarray) else bad_input.UNCLEAR

@@ -1,4 +1,4 @@
-"""The training that `chaos.py` and the tests interrupt: tiny, through tools/train.py, in a process quick to start.
+"""The training that `campaign.py` and the tests interrupt: tiny, through tools/train.py, in a process quick to start.
 
 A child is forked from a process that has everything imported: a second for a run instead of eight.
 """
@@ -19,11 +19,11 @@ import mmpretrain.models  # noqa: F401  (what a child would import, once for all
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
+from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets import digits
 from mmsb.engine import launcher  # noqa: F401
-from mmsb.models.safe_load import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 _base_ = '{root}/configs/demo/sb-resnet11_b64-10e_digits.py'
 train_dataloader = dict(

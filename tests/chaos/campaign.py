@@ -1,6 +1,6 @@
 """Interrupt and damage trainings in every way that we could think of, and count what survives.
 
-python tools/chaos.py [--quick] [--only NAME] [--json FILE]
+PYTHONPATH=tests python -m chaos.campaign [--quick] [--only NAME] [--json FILE]
 
 Prints a Markdown table: of each kind of fault how many cases there were and in how many a training went on as it must,
 beside the same with stock mmengine's hooks (`tools/train.py --stock-hooks`). Exit code 1 if one of ours did not.
@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from chaos_faults import ERRORS, InSaves, die, log_progress, raising
-from chaos_files import damage, malformed, malicious
-from chaos_ranks import faults_of_ranks
-from chaos_row import Row
-from chaos_victim import Victim, differing, prepare, train, weights_of, write_config
-
+from chaos.files import damage, malformed, malicious
+from chaos.inject import ERRORS, InSaves, die, log_progress, raising
+from chaos.ranks import faults_of_ranks
+from chaos.row import Row
+from chaos.victim import Victim, differing, prepare, train, weights_of, write_config
 from mmsb.analysis.report import check_folders, write_json
 from mmsb.engine.stops import EXIT_NOT_SAVED
 
