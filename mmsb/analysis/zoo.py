@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmsb.analysis.complexity import Complexity, count_parts
-from mmsb.engine.launcher import build_model, check_library, read_config
+from mmsb.configs import build_model, check_library, read_config
 
 _ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_ROOT / '.mim' / 'configs', _ROOT.parent / 'configs') if path.is_dir())
