@@ -30,7 +30,7 @@ from PIL import Image
 from chaos.malicious import DATA, REFUSED, WASTE, checkpoints
 from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets.check import check_data
-from mmsb.datasets.check_samples import SampleCheck
+from mmsb.datasets.check.samples import SampleCheck
 from mmsb.datasets.loading import LoadImage
 
 from .mutations import IMAGE_KINDS, annotation_lines, coco_text, image, mask
