@@ -67,8 +67,7 @@ class LoadImage(LoadImageFromFile):
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.on_error = choose('on_error', on_error, ('raise', 'skip'))
-        positive_integer('max_pixels', max_pixels)
-        self.max_pixels = max_pixels
+        self.max_pixels = positive_integer('max_pixels', max_pixels)
         # Which files were skipped, by a hash of their paths: seen by all workers of this process, in all epochs.
         self._skipped = torch.zeros(_SLOTS, dtype=torch.uint8).share_memory_()
 

@@ -197,7 +197,7 @@ def _warm_starts(node) -> Iterator[str]:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; without a GPU several processes talk through gloo."""
-    if cfg.launcher == 'pytorch' and (is_restart() or not torch.cuda.is_available()):
+    if cfg.launcher != 'none' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
     if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
         return RUNNERS.get(RUNNER).from_cfg(cfg)
