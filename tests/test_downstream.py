@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmsb.analysis import zoo
-from mmsb.engine.launcher import build_model, common_parser, load_config
+from mmsb.configs import build_model
+from mmsb.engine.launcher import common_parser, load_config
 
 CONFIGS = sorted(
     f'{folder}/{path.name}' for folder in ('coco', 'ade20k', 'camvid') for path in (zoo.CONFIGS / folder).glob('*.py')

@@ -13,7 +13,8 @@ import torch
 from mmengine.runner import set_random_seed
 
 from mmsb.checkpoints.load import require_file
-from mmsb.engine.launcher import build_model, read_config, run_tool
+from mmsb.configs import build_model, read_config
+from mmsb.engine.launcher import run_tool
 from mmsb.files import write_whole
 from mmsb.models.weights import take_over_classifier
 from mmsb.version import __version__

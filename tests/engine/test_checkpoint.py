@@ -123,6 +123,7 @@ def test_a_folder_without_space_stops_the_run_before_it_begins(arena):
     assert stopped.code == 74, stopped.said()
     assert 'does not take a checkpoint of about 1 MB' in stopped.said().splitlines()[-1]
     assert 'Epoch(train)' not in stopped.said()
-    nowhere = train(arena, config, '--work-dir', '/proc/nowhere')
+    (arena / 'file').touch()
+    nowhere = train(arena, config, '--work-dir', 'file/nowhere')
     assert nowhere.code == 74, nowhere.said()
-    assert "error: work_dir '/proc/nowhere' takes no files: " in nowhere.said().splitlines()[-1]
+    assert "error: work_dir 'file/nowhere' takes no files: " in nowhere.said().splitlines()[-1]

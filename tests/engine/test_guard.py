@@ -99,7 +99,7 @@ def test_a_loss_scale_that_is_being_found_is_no_failure(arena):
 @pytest.mark.parametrize(
     ('option', 'says'),
     [
-        (dict(max_skipped_steps=0), 'max_skipped_steps must be at least 1, got 0'),
+        (dict(max_skipped_steps=0), 'max_skipped_steps must be an integer of at least 1, got 0'),
         (dict(signals=('TERM',)), "signals must be names such as SIGTERM, got 'TERM'"),
     ],
 )
