@@ -51,3 +51,14 @@ def known_options(init: Callable) -> Callable:
 def one_line(error: Exception) -> str:
     """Say in one line what an exception says, or what it is if it says nothing."""
     return ' '.join(str(error).split()) or type(error).__name__
+
+
+def positive_integer(name: str, value) -> int:
+    """Return `value` if it is an integer of at least 1.
+
+    Raises:
+        ValueError: otherwise; names the option and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
+    return value
