@@ -592,7 +592,9 @@ def test_stages_with_bias(make, with_bias):
 def test_found_from_every_library_without_custom_imports():
     script = """
 import sys
+import mmsb  # first, as before every detector
 from mmengine.registry import MODELS, init_default_scope
+assert 'mmsb.models' not in sys.modules
 for scope in ('mmpretrain', 'mmdet', 'mmseg'):
     init_default_scope(scope)
     for name in ('SBResNet', 'SBResNetCifar', 'SpatialBias'):
