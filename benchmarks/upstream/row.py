@@ -1,0 +1,168 @@
+"""One row of the table: a config with SBResNet is built, trained for one step, and predicts once."""
+
+import functools
+import warnings
+from collections.abc import Iterator
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from benchmarks.upstream.batches import ancestors, batch_for
+from benchmarks.upstream.networks import load
+from mmsb.models import SBResNet
+from mmsb.options import one_line
+
+BIAS_PARTS = {'spatial_bias', 'bias_norm', 'bias_conv'}
+REASON_CHARS = 300
+
+
+def run_row(library: str, config: str, spatial_bias: dict | None) -> dict:
+    """Run a config, and say how far it came and what stopped it.
+
+    Returns:
+        built, step, prediction: whether each went well; gradients: whether they reached every parameter of the bias,
+        None without bias; replaced: the types of the networks in whose place SBResNet is; reason: what was wrong, or ''.
+    """
+    row = dict(replaced=[], built=False, step=False, prediction=False, gradients=None, reason='')
+    stage = 'configuration'
+    try:
+        cfg, row['replaced'] = load(library, config, spatial_bias)
+        stage = 'building'
+        model = build(cfg, library)
+        row['built'] = True
+        stage = 'training step'
+        missed = train_step(cfg, model)
+        row['step'] = True
+        if spatial_bias is not None:
+            row['gradients'] = not missed
+            if missed:
+                row['reason'] = f'no gradient reaches {", ".join(missed[:3])} and {len(missed)} in all'
+        stage = 'prediction'
+        predict(cfg, model)
+        row['prediction'] = True
+    except Exception as error:  # noqa: BLE001  whatever stops a config is the result
+        row['reason'] = f'{stage}: {type(error).__name__}: {one_line(error)}'[:REASON_CHARS]
+    return row
+
+
+def build(cfg: Config, library: str) -> nn.Module:
+    """Build the network of a config with random weights, last norms and readers of the bias included.
+
+    Raises:
+        ValueError: no SBResNet is in it.
+    """
+    init_default_scope(library)
+    torch.manual_seed(0)
+    model_cfg = cfg.model
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    if model_cfg.type == 'ImageToImageRetriever':
+        model_cfg.prototype = None
+    model = MODELS.build(model_cfg)
+    model.init_weights()
+    model = revert_sync_batchnorm(model)  # it needs a GPU
+    backbones = dict(sb_resnets(model))
+    if not backbones:
+        raise ValueError('no SBResNet in the network')
+    for backbone in backbones.values():
+        _randomise_what_starts_at_zero(backbone)
+    return model
+
+
+def sb_resnets(model: nn.Module) -> Iterator[tuple[str, SBResNet]]:
+    """Go through the SBResNets of a network with their names."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, SBResNet))
+
+
+def _randomise_what_starts_at_zero(backbone: SBResNet) -> None:
+    for name, parameter in backbone.named_parameters():
+        if name.endswith('bn3.weight'):
+            nn.init.uniform_(parameter, 0.1, 0.3)  # small: batch norms at running statistics do not bound the sum
+        elif name.endswith('bias_conv.weight'):
+            nn.init.kaiming_normal_(parameter)
+
+
+def train_step(cfg: Config, model: nn.Module) -> list[str]:
+    """Train one step and name the parameters of the bias that no gradient reached.
+
+    A tracker that upstream does not train as one is trained by its parts.
+
+    Raises:
+        ValueError: a loss is not finite, or no SBResNet gets a gradient.
+    """
+    model.train()
+    reached: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(functools.partial(_note, reached, name))
+    for part in _trained_parts(model):
+        losses = part.train_step(batch_for(cfg, part, training=True), _optimizer(cfg, part))
+        for name, value in losses.items():
+            if not torch.isfinite(torch.as_tensor(value)).all():
+                raise ValueError(f'{name} is {value}')
+    trained = [name for name, _ in sb_resnets(model) if any(key.startswith(f'{name}.') for key in reached)]
+    if not trained:
+        raise ValueError('no gradient reaches an SBResNet')
+    names = [key for key, _ in model.named_parameters() if key.startswith(tuple(f'{name}.' for name in trained))]
+    return [key for key in names if BIAS_PARTS & set(key.split('.')) and not reached.get(key)]
+
+
+def _note(reached: dict[str, bool], name: str, grad: torch.Tensor) -> None:
+    reached[name] = bool(grad.isfinite().all() and grad.count_nonzero())
+
+
+def _trained_parts(model: nn.Module) -> list[nn.Module]:
+    if not ancestors(model) & {'DeepSORT', 'StrongSORT'}:
+        return [model]
+    parts = [part for part in (model.detector, model.reid) if any(True for _ in sb_resnets(part))]
+    for part in parts:
+        part.data_preprocessor = part.data_preprocessor or model.data_preprocessor
+    return parts
+
+
+def _optimizer(cfg: Config, model: nn.Module):
+    """Build the config's own optimizer in full precision, or plain SGD if the config does not train."""
+    options = dict(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.001)))
+    for name in ('loss_scale', 'dtype', 'use_fp64'):  # of AMP, which needs a GPU
+        options.pop(name, None)
+    return build_optim_wrapper(model, {**options, 'type': 'OptimWrapper'})
+
+
+def predict(cfg: Config, model: nn.Module) -> None:
+    """Predict once, or extract features with a network that has no prediction.
+
+    Raises:
+        ValueError: what comes back is not one result for each image, or has no prediction in it.
+    """
+    model.eval()
+    batch = batch_for(cfg, model, training=False)
+    with torch.no_grad():
+        if 'BaseSelfSupervisor' in ancestors(model):
+            features = model(**model.data_preprocessor(batch), mode='tensor')
+            if not all(torch.isfinite(feature).all() for feature in features):
+                raise ValueError('features are not finite')
+            return
+        if 'ImageToImageRetriever' in ancestors(model):
+            features = model(**model.data_preprocessor(batch), mode='tensor')
+            model.prototype = (features[-1] if isinstance(features, tuple) else features).repeat(3, 1)
+        results = model.test_step(batch)
+    if len(results) != len(batch['data_samples']):
+        raise ValueError(f'{len(results)} results of {len(batch["data_samples"])} images')
+    for result in results:
+        result = result.video_data_samples[-1] if hasattr(result, 'video_data_samples') else result
+        fields = result.keys() if isinstance(result, BaseDataElement) else dir(result)
+        if not any(key.startswith('pred') for key in fields):
+            raise ValueError(f'a result has no prediction, but {sorted(fields)}')
+
+
+def prepare() -> None:
+    """Import what every row needs, so that a fork has it already."""
+    warnings.filterwarnings('ignore')
+    import mmdet.models
+    import mmpretrain.models
+    import mmseg.models  # noqa: F401
