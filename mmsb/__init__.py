@@ -12,6 +12,9 @@ if _missing:
         'in a checkout `pip install -r requirements/mminstall.txt` (the stock packages work as well)'
     )
 
+from . import ops  # noqa: E402
 from .version import __version__  # noqa: E402
+
+ops.install()
 
 __all__ = ['__version__']

@@ -1,0 +1,47 @@
+"""Stand-ins for mmcv's compiled operations, from torchvision and plain PyTorch: nothing to compile.
+
+MMDetection, MMSegmentation and many of MMPretrain's modules import `mmcv.ops`, which loads the compiled module
+`mmcv._ext`. An mmcv without it (`mmcv-lite`, or one that was installed without a compiler) fails there. `import mmsb`
+therefore registers a finder, last in line, that supplies `mmcv._ext` where mmcv brings none:
+
+    import mmsb  # before anything of mmdet, mmseg or mmcv.ops
+    from mmdet.apis import init_detector
+
+or, for a script of somebody else's, `python -m mmsb.ops SCRIPT ARGS`. A compiled `mmcv._ext` always wins, and if it does
+not load (built for another PyTorch), its own error is shown. `MMSB_OPS=off` in the environment leaves everything as it is.
+
+`ext.py` is the module that mmcv loads: it lists what there is. Each operation states its source and how it differs.
+"""
+
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+
+from .roi_precision import PatchRoIExtractor
+
+EXTENSION = 'mmcv._ext'
+
+
+class ExtensionFinder(MetaPathFinder):
+    """Finds `mmcv._ext` in this package. It stands at the end of `sys.meta_path`: a compiled one is found before."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+        return spec_from_file_location(name, Path(__file__).with_name('ext.py')) if name == EXTENSION else None
+
+
+def install() -> None:
+    """Register the finders, once, unless `MMSB_OPS=off`.
+
+    Raises:
+        ValueError: `MMSB_OPS` is neither 'on' nor 'off'.
+    """
+    wanted = os.environ.get('MMSB_OPS', 'on')
+    if wanted not in ('on', 'off'):
+        raise ValueError(f"environment variable MMSB_OPS must be 'on' or 'off', got {wanted!r}")
+    if wanted == 'on' and ExtensionFinder not in sys.meta_path:
+        sys.meta_path.append(ExtensionFinder)
+        sys.meta_path.insert(0, PatchRoIExtractor)

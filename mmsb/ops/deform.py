@@ -1,0 +1,232 @@
+"""Deformable convolution (arXiv:1703.06211, arXiv:1811.11168) by torchvision, deformable attention (arXiv:2010.04159).
+
+Shapes: input (B, C, H, W), output (B, D, H', W'), weight (D, C / groups, kH, kW), offset (B, 2 * deformable groups * kH *
+kW, H', W') as (dy, dx) in pixels, mask (B, deformable groups * kH * kW, H', W').
+"""
+
+import torch
+from torch import Tensor
+
+from .precision import in_float32
+
+
+@in_float32('output')
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,  # noqa: N803  mmcv's names
+    kH: int,  # noqa: N803
+    dW: int,  # noqa: N803
+    dH: int,  # noqa: N803
+    padW: int,  # noqa: N803
+    padH: int,  # noqa: N803
+    dilationW: int,  # noqa: N803
+    dilationH: int,  # noqa: N803
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Write the convolution into `output`."""
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    output.copy_(_convolve(input, weight, offset, None, None, geometry))
+
+
+@in_float32('gradInput', 'gradOffset')
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,  # noqa: N803
+    gradInput: Tensor,  # noqa: N803
+    gradOffset: Tensor,  # noqa: N803
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,  # noqa: N803
+    kH: int,  # noqa: N803
+    dW: int,  # noqa: N803
+    dH: int,  # noqa: N803
+    padW: int,  # noqa: N803
+    padH: int,  # noqa: N803
+    dilationW: int,  # noqa: N803
+    dilationH: int,  # noqa: N803
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Write the gradients of input and offset; that of the weight, a by-product, waits in mmcv's scratch `columns`."""
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grads = _gradients(gradOutput, input, weight, offset, None, None, geometry)
+    gradInput.copy_(grads[0])
+    gradOffset.copy_(grads[2])
+    if columns.dtype == weight.dtype:
+        columns.resize_(weight.shape).copy_(grads[1])
+
+
+@in_float32('gradWeight')
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,  # noqa: N803
+    gradWeight: Tensor,  # noqa: N803
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,  # noqa: N803
+    kH: int,  # noqa: N803
+    dW: int,  # noqa: N803
+    dH: int,  # noqa: N803
+    padW: int,  # noqa: N803
+    padH: int,  # noqa: N803
+    dilationW: int,  # noqa: N803
+    dilationH: int,  # noqa: N803
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    """Add `scale` times the gradient of the weight to `gradWeight`."""
+    if columns.shape == gradWeight.shape:
+        gradWeight.add_(columns, alpha=scale)
+        columns.resize_(0)
+        return
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grads = _gradients(gradOutput, input, torch.zeros_like(gradWeight), offset, None, None, geometry)
+    gradWeight.add_(grads[1], alpha=scale)
+
+
+@in_float32('output')
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Write the convolution into `output`."""
+    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, geometry))
+
+
+@in_float32('grad_input', 'grad_weight', 'grad_bias', 'grad_offset', 'grad_mask')
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Write the gradients of input, weight, bias, offset and mask."""
+    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    grads = _gradients(grad_output, input, weight, offset, mask, bias if with_bias else None, geometry)
+    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    for target, grad in zip(targets[: 5 if with_bias else 4], grads, strict=False):
+        target.copy_(grad)
+
+
+def _operands(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple:
+    """Complete the operands of torchvision's kernels, which take zeros for a mask and a bias that are not there."""
+    return (
+        input,
+        weight,
+        offset,
+        input.new_zeros(len(input), 1) if mask is None else mask,
+        input.new_zeros(len(weight)) if bias is None else bias,
+    )
+
+
+def _convolve(input, weight, offset, mask, bias, geometry: tuple[int, ...]) -> Tensor:
+    operands = _operands(input, weight, offset, mask, bias)
+    return torch.ops.torchvision.deform_conv2d(*operands, *geometry, mask is not None)
+
+
+def _gradients(grad_output, input, weight, offset, mask, bias, geometry: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Compute the gradients of input, weight, offset, mask and bias."""
+    operands = _operands(input, weight, offset, mask, bias)
+    return torch.ops.torchvision._deform_conv2d_backward(grad_output, *operands, *geometry, mask is not None)
+
+
+def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # not while mmcv.ops loads
+
+    return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+@in_float32()
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Sample and weigh values at several levels, by mmcv's own function for the CPU.
+
+    Args:
+        value: (B, keys, heads, channels of a head).
+        value_spatial_shapes: (levels, 2), height and width of each.
+        sampling_locations: (B, queries, heads, levels, points, 2), x and y from 0 to 1.
+        attention_weights: (B, queries, heads, levels, points).
+
+    Returns:
+        (B, queries, heads * channels of a head).
+    """
+    return _attend(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+@in_float32('grad_value', 'grad_sampling_loc', 'grad_attn_weight')
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Write the gradients of values, locations and weights, by autograd."""
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in (value, sampling_locations, attention_weights)]
+        output = _attend(inputs[0], value_spatial_shapes, *inputs[1:])
+    for target, grad in zip(
+        (grad_value, grad_sampling_loc, grad_attn_weight), torch.autograd.grad(output, inputs, grad_output), strict=True
+    ):
+        target.copy_(grad)

@@ -1,0 +1,43 @@
+"""Computes operations in float32 whatever automatic mixed precision hands them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+REDUCED = (torch.float16, torch.bfloat16)
+
+
+def in_float32(*outputs: str) -> Callable[[Callable], Callable]:
+    """Decorate an operation: no autocast, and float32 in the place of float16 and bfloat16 tensors.
+
+    torchvision's kernels know no bfloat16, and no float16 on a CPU; in plain PyTorch autocast would round in between.
+
+    Args:
+        outputs: names of the arguments that the operation writes into; they keep their type.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            values = bound.arguments
+            given = {name: values[name] for name in outputs}
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            for name, value in tensors.items():
+                if value.dtype in REDUCED and value.numel():  # mmcv passes empty tensors for what is not there
+                    values[name] = value.float()
+            with torch.autocast(next(iter(tensors.values())).device.type, enabled=False):
+                result = function(*bound.args, **bound.kwargs)
+            for name, value in given.items():
+                if values[name] is not value:
+                    value.copy_(values[name])
+            return result
+
+        return wrapped
+
+    return decorate

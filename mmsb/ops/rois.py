@@ -1,0 +1,182 @@
+"""Pooling of regions of interest: RoIAlign (He et al., arXiv:1703.06870) and RoIPool (Girshick, arXiv:1504.08083).
+
+Shapes: B batch, C channels, H x W features, R regions, each (image index, x1, y1, x2, y2) in pixels of the image; the
+output is (R, C, h, w). RoIAlign with average is torchvision's kernel; the rest is a loop over the regions, exact but slow.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .precision import in_float32
+
+MAX = 0  # pool_mode; 1 is average
+
+
+@in_float32('output', 'argmax_y', 'argmax_x')
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write bilinear samples, averaged or their maximum, into `output`, (R, C, h, w).
+
+    Args:
+        input: (B, C, H, W).
+        argmax_y: (R, C, h, w), becomes the row of each maximum, in pixels of the features.
+        argmax_x: the same for the column.
+        spatial_scale: pixels of the features for each pixel of the image.
+        sampling_ratio: samples for each bin and axis; 0: as many as the bin has pixels.
+        aligned: the centre of pixel 0 is at 0.5.
+    """
+    size = (aligned_height, aligned_width)
+    if pool_mode != MAX:
+        output.copy_(torch.ops.torchvision.roi_align(input, rois, spatial_scale, *size, sampling_ratio, bool(aligned)))
+        return
+    for r, (image, ys, xs) in enumerate(_sample_points(rois, size, spatial_scale, sampling_ratio, aligned)):
+        if ys.numel() == 0 or xs.numel() == 0:
+            continue
+        grid = ys.flatten()[:, None].expand(-1, xs.numel()), xs.flatten().expand(ys.numel(), -1)  # (h*gy, w*gx)
+        positions, weights = _corners(*grid, *input.shape[-2:])
+        samples = (input[image].flatten(1)[:, positions] * weights).sum(1)  # (C, h*gy, w*gx)
+        bins = samples.reshape(-1, *ys.shape, *xs.shape).transpose(2, 3).flatten(3)  # (C, h, w, gy*gx)
+        output[r], best = bins.max(-1)
+        at_y, at_x = best // xs.shape[1], best % xs.shape[1]
+        argmax_y[r] = ys.gather(1, at_y.transpose(0, 1).flatten(1)).view(len(ys), len(best), -1).transpose(0, 1)
+        argmax_x[r] = xs.gather(1, at_x.permute(2, 0, 1).flatten(1)).view(len(xs), len(best), -1).permute(1, 2, 0)
+
+
+@in_float32('grad_input')
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the gradient of the features into `grad_input`, (B, C, H, W)."""
+    if pool_mode != MAX:
+        size = (aligned_height, aligned_width)
+        grad_input.copy_(
+            torch.ops.torchvision._roi_align_backward(
+                grad_output, rois, spatial_scale, *size, *grad_input.shape, sampling_ratio, bool(aligned)
+            )
+        )
+        return
+    height, width = grad_input.shape[-2:]
+    positions, weights = _corners(argmax_y, argmax_x, height, width)  # (4, R, C, h, w)
+    _scatter_add(grad_input, rois, positions, grad_output * weights)
+
+
+def _sample_points(
+    rois: Tensor, size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield image index, rows (h, samples) and columns (w, samples) of the points at which a region is sampled."""
+    shift = 0.5 if aligned else 0.0
+    for roi in rois:
+        start = roi[1:3] * scale - shift  # x, y
+        extent = roi[3:] * scale - shift - start
+        if not aligned:
+            extent = extent.clamp(min=1)
+        points = []
+        for first, length, bins in zip(start.flip(0), extent.flip(0), size, strict=True):
+            bin_length = length / bins
+            samples = sampling_ratio if sampling_ratio > 0 else max(0, math.ceil(bin_length.item()))
+            steps = torch.arange(samples, device=roi.device, dtype=roi.dtype) + 0.5
+            edges = first + torch.arange(bins, device=roi.device, dtype=roi.dtype) * bin_length
+            points.append(edges[:, None] + steps * bin_length / samples)
+        yield int(roi[0]), *points
+
+
+def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Find the four pixels around each point, as flat positions (4, ...), and their bilinear weights (4, ...).
+
+    A point more than a pixel outside the map has weights of 0; one within that pixel takes the border's value.
+    """
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    y0, x0 = y.floor(), x.floor()
+    dy, dx = y - y0, x - x0
+    weights = torch.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx]) * inside
+    y0, x0 = y0.long(), x0.long()
+    y1, x1 = (y0 + 1).clamp(max=height - 1), (x0 + 1).clamp(max=width - 1)
+    return torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1]), weights
+
+
+def _scatter_add(grad_input: Tensor, rois: Tensor, positions: Tensor, grads: Tensor) -> None:
+    """Add gradients, (..., R, C, h, w), to flat positions of the maps of their regions' images."""
+    batch, channels, height, width = grad_input.shape
+    images = rois[:, 0].long().view(-1, 1, 1, 1)
+    planes = images * channels + torch.arange(channels, device=rois.device).view(-1, 1, 1)
+    flat = torch.zeros(batch * channels * height * width, dtype=grads.dtype, device=grads.device)
+    flat.index_add_(0, (planes * (height * width) + positions).expand_as(grads).flatten(), grads.flatten())
+    grad_input.copy_(flat.view_as(grad_input))
+
+
+@in_float32('output')
+def roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Write the maximum of each bin into `output`, (R, C, h, w), and its flat position into `argmax`, -1 for none.
+
+    A bin reaches from the floor of its start to the ceiling of its end; torchvision's rounds the region first, and so is
+    another function. A region of no extent is 0.
+    """
+    argmax.fill_(-1)
+    height, width = input.shape[-2:]
+    corners = torch.stack([rois[:, 1], rois[:, 2], rois[:, 3] + 1, rois[:, 4] + 1], 1) * spatial_scale
+    for r, (image, (x1, y1, x2, y2)) in enumerate(zip(rois[:, 0].long().tolist(), corners, strict=True)):
+        if x2 <= x1 or y2 <= y1:
+            continue
+        rows, columns = _bins(y1, y2, pooled_height, height), _bins(x1, x2, pooled_width, width)
+        for i, (top, bottom) in enumerate(rows):
+            for j, (left, right) in enumerate(columns):
+                if top < bottom and left < right:
+                    best, at = input[image, :, top:bottom, left:right].flatten(1).max(1)
+                    output[r, :, i, j] = best
+                    argmax[r, :, i, j] = (top + at // (right - left)) * width + left + at % (right - left)
+
+
+def _bins(start: Tensor, end: Tensor, bins: int, limit: int) -> list[tuple[int, int]]:
+    """Split a range into bins, as (first, one past the last) pixel, which may overlap by one."""
+    steps = torch.arange(bins, device=start.device, dtype=start.dtype)
+    length = (end - start) / bins
+    firsts = (steps * length + start).floor().clamp(0, limit).int().tolist()
+    lasts = ((steps + 1) * length + start).ceil().clamp(0, limit).int().tolist()
+    return list(zip(firsts, lasts, strict=True))
+
+
+@in_float32('grad_input')
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Write the gradient of the features into `grad_input`, (B, C, H, W)."""
+    _scatter_add(grad_input, rois, argmax.long().clamp(min=0), grad_output * (argmax >= 0))
