@@ -1,54 +1,79 @@
-# Everything works in .venv at the root; each target makes what it needs and nothing else.
+# Everything works in .venv at the root; each target makes what it needs and nothing else. Nothing is compiled.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Compiled wheels outlive the checkout: the ops of mmcv take about 15 minutes on 2 cores.
-WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmsb/wheels
+INSTALL := python -m pip --disable-pip-version-check install --quiet
+# From setuptools 82 on the pkg_resources is missing that mmengine imports.
+SETUPTOOLS := 'setuptools>=80,<82'
+# A compiled mmcv in pip's cache may be one for another PyTorch.
+LIGHT := --no-cache-dir
+export MMCV_WITH_OPS := 0
+PYTEST := python -m pytest -n 2 --dist loadfile tests
 
-.PHONY: demo ops test test-stock bench chaos lint format golden
+.PHONY: demo test test-stock test-newest test-ops bench chaos lint format golden
 .DELETE_ON_ERROR:
 
-# The light stack: classification, segmentation and the demo. mmcv without compiled ops, hence --no-cache-dir:
-# a light wheel in pip's cache would be taken for the full one later.
+# What users install: PyTorch, the OpenMMLab family, mmsb.
 $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/runtime.txt setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade pip 'setuptools>=80,<82' wheel ninja
+	$(BIN)/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
 	@echo "installing PyTorch (about a minute)"
-	$(PIP) install --quiet -r requirements/torch.txt
+	$(BIN)/$(INSTALL) -r requirements/torch.txt
 	@echo "installing mmengine, mmcv, mmdet, mmseg, mmpretrain (about half a minute)"
-	MMCV_WITH_OPS=0 $(PIP) install --quiet --no-cache-dir -r requirements/mminstall.txt -r requirements/runtime.txt
-	$(PIP) install -qq --no-deps --no-build-isolation -e .
+	$(BIN)/$(INSTALL) $(LIGHT) -r requirements/mminstall.txt -r requirements/runtime.txt
+	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The full stack: mmcv with its ops (detection needs them) and the development tools.
-$(VENV)/full: $(VENV)/light requirements/dev.txt tools/build_ops_wheel.sh
-	$(PIP) install --quiet -r requirements/dev.txt
-	wheel=$$(PYTHON=$(BIN)/python WHEELS='$(WHEELS)' tools/build_ops_wheel.sh) && \
-		$(PIP) install --quiet --no-deps --force-reinstall "$$wheel"
+$(VENV)/full: $(VENV)/light requirements/dev.txt
+	$(BIN)/$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
 # What spatial bias does that a plain ResNet can't: trains both, prints a table, draws into work_dirs/demo.
 demo: $(VENV)/light
 	$(BIN)/python tools/demo.py
 
-ops: $(VENV)/full
-
 test: $(VENV)/full
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/$(PYTEST)
 
-# A stock OpenMMLab installation: nothing of OneDL's, nothing compiled, so neither mmdet nor mmseg.
-STOCK := .venv-stock
-
-$(STOCK)/stock: requirements/stock.txt setup.py
-	$(PYTHON) -m venv $(STOCK)
-	@echo "installing stock PyTorch 2.1, mmengine, mmcv-lite, mmpretrain (about two minutes)"
-	$(STOCK)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/stock.txt
-	$(STOCK)/bin/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
+# Other sets of packages, each in an environment of its own; docs/packages.md says which were run, and when.
+.venv-newest/ready: requirements/mminstall.txt requirements/runtime.txt requirements/dev.txt setup.py
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
+	.venv-newest/bin/$(INSTALL) --upgrade torch torchvision
+	.venv-newest/bin/$(INSTALL) $(LIGHT) $(addprefix -r requirements/,mminstall.txt runtime.txt dev.txt)
+	.venv-newest/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-stock: $(STOCK)/stock
-	$(STOCK)/bin/python -m pytest tests -m 'not ops'
+.venv-stock-%/ready: requirements/stock-%.txt requirements/stock.txt setup.py
+	$(PYTHON) -m venv .venv-stock-$*
+	.venv-stock-$*/bin/$(INSTALL) --upgrade pip
+	.venv-stock-$*/bin/$(INSTALL) -r $<
+	.venv-stock-$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# OneDL's packages on the newest PyTorch that pip finds.
+test-newest: .venv-newest/ready
+	.venv-newest/bin/$(PYTEST)
+
+# OpenMMLab's own packages on the oldest PyTorch that mmsb supports, and on the newest that they run with.
+test-stock: test-stock-oldest test-stock-newest
+
+test-stock-%: .venv-stock-%/ready
+	.venv-stock-$*/bin/$(PYTEST)
+
+# mmsb.ops against mmcv's own compiled kernels. Needs a C++ compiler and half an hour; PyTorch 2.12 is the last whose headers
+# these kernels compile with.
+.venv-ops/ready: requirements/mminstall.txt requirements/runtime.txt setup.py
+	$(PYTHON) -m venv .venv-ops
+	.venv-ops/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel ninja pytest
+	.venv-ops/bin/$(INSTALL) torch==2.12.1 torchvision==0.27.1
+	MMCV_WITH_OPS=1 .venv-ops/bin/$(INSTALL) --no-cache-dir --no-build-isolation $$(grep onedl-mmcv requirements/mminstall.txt)
+	.venv-ops/bin/$(INSTALL) -r requirements/mminstall.txt -r requirements/runtime.txt
+	.venv-ops/bin/$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-ops: .venv-ops/ready
+	.venv-ops/bin/python -m pytest tests/ops/compare.py
 
 # What the networks cost, counted and measured; a few minutes on a CPU. For figures to report see "Speed" in README.md.
 BENCH := work_dirs/bench

@@ -1,4 +1,4 @@
-"""Shared fixtures: the demo data, made once, and a way to run a tool as a user does."""
+"""Shared fixtures: the demo data, made once, and a way to run a tool as a user does; GPUs are hidden."""
 
 import os
 import subprocess
@@ -11,8 +11,21 @@ from mmengine.registry import DefaultScope
 
 from mmsb.datasets import digits
 
+sys.path.insert(0, str(Path(__file__).parent))
+import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # the tensors are tiny; the test processes share the cores
+
+
+def pytest_configure(config) -> None:
+    if config.getoption('markexpr') != 'gpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # it is read when CUDA is first asked for
+
+
+def pytest_runtest_setup(item) -> None:
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('needs a GPU: pytest -m gpu')
 
 
 @pytest.fixture(scope='session')
@@ -23,11 +36,15 @@ def demo_data(tmp_path_factory) -> Path:
     return folder
 
 
-def run(name: str, *args, cwd: Path, timeout_s: int = 300, **environment) -> subprocess.CompletedProcess:
-    """Run `tools/NAME` with arguments in a folder, as a user does."""
+def run(
+    name: str, *args, cwd: Path, timeout_s: int = 300, fresh: bool = False, **environment
+) -> subprocess.CompletedProcess:
+    """Run `tools/NAME` with arguments in a folder, as a user does; `fresh` in a process that imports all anew."""
     script = ROOT / 'tools' / name
-    command = ['bash', str(script)] if script.suffix == '.sh' else [sys.executable, str(script)]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT), **environment}
+    python = sys.executable if fresh else warm.python()
+    command = ['bash', str(script)] if script.suffix == '.sh' else [python, str(script)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **environment}
+    env |= dict(PYTHON=python, PYTHON_EXEC=python)  # of the shell scripts, and of torchrun
     arguments = [str(arg) for arg in args]
     return subprocess.run([*command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s)
 

@@ -95,7 +95,7 @@ def work_dirs(folder, environment, run_tool) -> dict[int, Path]:
         2: ('dist_train.sh', 'config.py', 2, '--check-data', '--cfg-options', 'train_dataloader.batch_size=8'),
     }
     for count, (tool, *args) in runs.items():
-        done = run_tool(tool, *args, f'work_dir={folder / str(count)}', cwd=folder, **environment)
+        done = run_tool(tool, *args, f'work_dir={folder / str(count)}', cwd=folder, fresh=count == 2, **environment)
         assert done.returncode == 0, done.stderr
     return {count: folder / str(count) for count in runs}
 
@@ -172,7 +172,6 @@ def test_max_restarts_starts_all_again_where_they_were(folder, environment, work
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize(
     ('name', 'schedule'),
     [

@@ -24,8 +24,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from mmsb.analysis import zoo
 from mmsb.engine.launcher import build_model, common_parser, load_config
 
-pytestmark = pytest.mark.ops
-
 CONFIGS = sorted(
     f'{folder}/{path.name}' for folder in ('coco', 'ade20k', 'camvid') for path in (zoo.CONFIGS / folder).glob('*.py')
 )

@@ -28,7 +28,7 @@ def trained(demo_data, tmp_path_factory, run_tool) -> Path:
     """Work dir of a short training, started from its folder by relative paths."""
     work_dir = tmp_path_factory.mktemp('trained') / 'run'
     done = run_tool('train.py', DIGITS, '--work-dir', work_dir, '--seed', 7, '--tensorboard', '--cfg-options',
-               *SHORT, *IN_PROCESS, cwd=demo_data)  # fmt: skip
+               *SHORT, *IN_PROCESS, cwd=demo_data, fresh=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return work_dir
 
@@ -66,7 +66,7 @@ def test_dumped_config_trains_to_the_same_weights(trained, demo_data, tmp_path, 
 def test_testing_gives_the_accuracy_of_the_validation(trained, demo_data, tmp_path, run_tool):
     done = run_tool('test.py', DIGITS, trained / 'epoch_1.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
                     '--cfg-options', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
-                    cwd=demo_data)  # fmt: skip
+                    cwd=demo_data, fresh=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'out.pkl').is_file()
     scalars = [json.loads(line) for line in next(trained.glob('*/vis_data/scalars.json')).read_text().splitlines()]
@@ -159,7 +159,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, says, demo_data, tmp_pat
     (demo_data / 'orphan.py').write_text("_base_ = 'nowhere.py'")
     (demo_data / 'empty.py').write_text('lr = 1')
     broken_image(demo_data / 'broken/train')
-    done = run_tool('train.py', args[0], '--work-dir', work_dir, *args[1:], cwd=demo_data, PYTHONWARNINGS='ignore')
+    done = run_tool('train.py', args[0], '--work-dir', work_dir, *args[1:], cwd=demo_data)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1
@@ -238,7 +238,8 @@ def test_missing_library_is_named(demo_data, tmp_path, run_tool):
         'import importlib.util as u\nfind = u.find_spec\n'
         "u.find_spec = lambda name, *rest: None if name == 'mmseg' else find(name, *rest)\n"
     )
-    done = run_tool('train.py', CUE, cwd=demo_data, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    done = run_tool('train.py', CUE, cwd=demo_data, fresh=True,
+                    PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))  # fmt: skip
     assert done.returncode == 1
     assert 'error: this config needs mmseg, which is not installed: install onedl-mmsegmentation' in done.stderr
 
@@ -247,7 +248,8 @@ def test_check_of_the_data(demo_data, tmp_path, run_tool):
     (tmp_path / 'data').symlink_to(demo_data / 'data')
     broken_image(tmp_path / 'broken/train')
     options = ('--cfg-options', 'train_dataloader.dataset.data_root=broken')
-    done = run_tool('check_data.py', DIGITS, '--workers', 1, '--json', 'found.json', *options, cwd=tmp_path)
+    done = run_tool('check_data.py', DIGITS, '--workers', 1, '--json', 'found.json', *options, cwd=tmp_path,
+                    fresh=True)  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert [line for line in done.stdout.splitlines() if ': ' in line] == [
         'error: broken/train/7/0.png: is empty (0 bytes): fetch it again',
@@ -301,7 +303,7 @@ def test_plain_weights_become_a_checkpoint_of_the_same_function(biased, tmp_path
     plain = torchvision.models.resnet50(num_classes=1000).eval()
     torch.save(plain.state_dict(), tmp_path / 'plain.pth')
     config = ROOT / f'configs/imagenet/{"sb-" if biased else ""}resnet50_b256-100e_in1k.py'
-    done = run_tool('convert_weights.py', config, 'plain.pth', 'out.pth', cwd=tmp_path)
+    done = run_tool('convert_weights.py', config, 'plain.pth', 'out.pth', cwd=tmp_path, fresh=biased)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f'out.pth: {25_986_620 if biased else 25_557_032:,} parameters')
     model = build_model(Config.fromfile(config)).eval()
@@ -338,8 +340,8 @@ def test_weights_that_cannot_be_converted(arguments, said, tmp_path, run_tool):
     ('config', 'size'),
     [
         (DIGITS, None),
-        pytest.param(CUE, (64, 64), marks=pytest.mark.ops),
-        pytest.param(SCENES, (128, 128), marks=pytest.mark.ops),
+        (CUE, (64, 64)),
+        (SCENES, (128, 128)),
     ],
 )
 def test_predictions_are_drawn(config, size, demo_data, tmp_path, run_tool):
@@ -347,9 +349,8 @@ def test_predictions_are_drawn(config, size, demo_data, tmp_path, run_tool):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
     options = ('--work-dir', tmp_path / 'run', '--cfg-options', 'test_dataloader.dataset.indices=2',
                'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')  # fmt: skip
-    done = run_tool(
-        'test.py', config, tmp_path / 'weights.pth', '--show-dir', tmp_path / 'drawn', *options, cwd=demo_data
-    )
+    done = run_tool('test.py', config, tmp_path / 'weights.pth', '--show-dir', tmp_path / 'drawn', *options,
+                    cwd=demo_data, fresh=config != DIGITS)  # fmt: skip
     assert done.returncode == 0, done.stderr
     drawn = list((tmp_path / 'drawn').rglob('*.png'))
     assert len(drawn) == 2

@@ -31,7 +31,7 @@ from .stops import EXIT_PREEMPTED, RunStopped
 
 LIBRARIES = {
     'mmpretrain': 'onedl-mmpretrain (or mmpretrain)',
-    'mmdet': 'onedl-mmdetection (or mmdet) and mmcv with its compiled ops',
+    'mmdet': 'onedl-mmdetection (or mmdet)',
     'mmseg': 'onedl-mmsegmentation (or mmsegmentation)',
 }
 RUNNER_READS = (  # from the config, beside its own arguments
@@ -194,7 +194,7 @@ def check_library(cfg: Config) -> None:
         raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
     if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
         raise ImportError(
-            'detection needs mmcv with its compiled ops: run `make ops`, or see "Installation" in README.md'
+            'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off leaves out its stand-in: unset MMSB_OPS'
         )
 
 

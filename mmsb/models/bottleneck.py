@@ -4,7 +4,7 @@ Source: He et al., "Deep Residual Learning for Image Recognition", with torchvis
 
 | slot | who fills it | contract |
 |---|---|---|
-| conv2 | the 3x3 convolution; SK replaces it | (B, C, H, W) -> (B, C, H', W') |
+| conv2 | the 3x3 convolution; SK or a deformable one replaces it | (B, C, H, W) -> (B, C, H', W') |
 | spatial_bias | SpatialBias, beside conv1 or conv2 | reads that conv's input, adds N maps behind its output |
 | after_conv1, after_conv2, after_conv3 | anything shape-preserving (SE, GC, ...) | (B, C, H, W) -> the same |
 | after_block | whole blocks (NL, BAT, ...) | (B, 4C, H, W) -> the same |
@@ -156,13 +156,10 @@ class Bottleneck(BaseModule):
         return [module for name, module in self.named_children() if name in BIAS_PARTS]
 
     def added_parts(self) -> list[str]:
-        """List the names of the bias's modules and of the layers in the slots beside the convolutions."""
+        """List the names of the bias's modules, of a deformable conv2's offsets and of the plugins."""
         plugins = [name for names in self.plugin_names.values() for name in names]
-        return [name for name, _ in self.named_children() if name in (*BIAS_PARTS, *plugins)]
-
-    def plugins(self) -> list[nn.Module]:
-        """List the layers in the slots."""
-        return [getattr(self, name) for names in self.plugin_names.values() for name in names]
+        parts = [name for name, _ in self.named_children() if name in (*BIAS_PARTS, *plugins)]
+        return parts + (['conv2.conv_offset'] if hasattr(self.conv2, 'conv_offset') else [])
 
     def silence_bias(self) -> None:
         """Let the bias start without effect, and learn from there.

@@ -5,6 +5,7 @@ networks are torchvision's, name for name and bit for bit. ImageNet and CIFAR di
 """
 
 import copy
+import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -14,17 +15,49 @@ from mmengine.model import BaseModule, Sequential, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models.bottleneck import BIAS_OPTIONS, Bottleneck, plugins_of_block
+from mmsb.models.bottleneck import BIAS_OPTIONS, BIAS_PARTS, Bottleneck, plugins_of_block
 from mmsb.models.weights import check_pretrained, is_pretrained, parts_that_are_new, take_over
 from mmsb.options import check_keys, choose, known_options
 from mmsb.registry import MODELS
 
 PAPER_BIAS = MappingProxyType({})  # the defaults are the operator's own
+DCN_OPTIONS = ('type', 'deform_groups', 'deformable_groups', 'im2col_step', 'fallback_on_stride')
 PAPER_STAGES = (True, True, True, False)
 FRESH_INIT = (
     dict(type='Kaiming', layer='Conv2d'),
     dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
 )
+
+
+def check_dcn(
+    dcn: Mapping,
+    stage_with_dcn: Sequence[bool],
+    num_stages: int,
+    *,
+    conv2: dict | None,
+    conv_cfg: dict | None,
+    groups: int,
+) -> None:
+    """Check the options of deformable convolutions, and register their types.
+
+    Raises:
+        ValueError: for an unknown type or option, `stage_with_dcn` without one bool a stage or without effect, and
+            other options that cannot be combined with `dcn`.
+    """
+    if not isinstance(dcn, Mapping):
+        raise ValueError(f'dcn must be a dict of options, or None for none, got {dcn!r}')
+    check_keys('dcn', dcn, DCN_OPTIONS)
+    choose('dcn.type', dcn.get('type'), ('DCN', 'DCNv2'))
+    if not isinstance(stage_with_dcn, (tuple, list)) or len(stage_with_dcn) != num_stages:
+        raise ValueError(f'stage_with_dcn must have one entry for each of the {num_stages} stages: {stage_with_dcn!r}')
+    if not any(stage_with_dcn):
+        raise ValueError(f'dcn has no effect with stage_with_dcn={stage_with_dcn!r}: name a stage, or set dcn=None')
+    for name, value in dict(conv2=conv2, conv_cfg=conv_cfg).items():
+        if value is not None:
+            raise ValueError(f'{name} must be None with dcn, got {value!r}')
+    if dcn.get('fallback_on_stride') and groups > 1:
+        raise ValueError(f'dcn.fallback_on_stride must be False with groups={groups}: mmdet ignores it there')
+    importlib.import_module('mmcv.ops')  # registers DCN and DCNv2
 
 
 @MODELS.register_module()
@@ -43,6 +76,10 @@ class SBResNet(BaseModule):
         plugins: dicts with `cfg`, `position` ('after_conv1', 'after_conv2', 'after_conv3', 'after_block') and,
             optionally, `stages` (one bool a stage) and `blocks` (indices of the blocks in each of these stages).
         conv2: dict with the type of a layer in the place of each 3x3 convolution: mmsb.SK. None: none.
+        dcn: deformable 3x3 convolutions, as in mmdet: dict(type='DCN' or 'DCNv2', deform_groups=1,
+            fallback_on_stride=False). The last option keeps the plain convolution in the first deformable block, which
+            is what mmdet makes of it. Offsets start at zero. None: none.
+        stage_with_dcn: which stages have them; one bool a stage.
         groups: of the 3x3 convolutions, as in ResNeXt.
         base_width: channels a group at 64 base channels; used if groups > 1.
         in_channels: channels of the image.
@@ -86,6 +123,8 @@ class SBResNet(BaseModule):
         plugins: Sequence[dict] | None = None,
         *,
         conv2: dict | None = None,
+        dcn: dict | None = None,
+        stage_with_dcn: Sequence[bool] = (False, False, False, False),
         groups: int = 1,
         base_width: int = 4,
         in_channels: int = 3,
@@ -126,6 +165,8 @@ class SBResNet(BaseModule):
         for name, values in dict(sb_stages=sb_stages, strides=strides, dilations=dilations).items():
             if not isinstance(values, (tuple, list)) or len(values) != num_stages:
                 raise ValueError(f'{name} must have one entry for each of the {num_stages} stages, got {values!r}')
+        if dcn is not None:
+            check_dcn(dcn, stage_with_dcn, num_stages, conv2=conv2, conv_cfg=conv_cfg, groups=groups)
         if multi_grid is not None and len(multi_grid) != blocks[-1]:
             raise ValueError(f'multi_grid must have {blocks[-1]} entries, got {tuple(multi_grid)}')
         if spatial_bias is not None:
@@ -156,6 +197,11 @@ class SBResNet(BaseModule):
                 grid = multi_grid
             elif contract_dilation and dilations[i] > 1:
                 grid[0] = dilations[i] // 2
+            conv2s = [conv2] * blocks[i]
+            if dcn is not None and stage_with_dcn[i]:
+                conv2s = [{key: dcn[key] for key in dcn if key != 'fallback_on_stride'}] * blocks[i]
+                if dcn.get('fallback_on_stride') and not any(stage_with_dcn[:i]):
+                    conv2s[0] = None  # mmdet's first block pops the option from the dict that it shares with the others
             channels = base_channels * 2**i
             stage = self._make_stage(
                 in_channels,
@@ -163,7 +209,7 @@ class SBResNet(BaseModule):
                 stride=strides[i],
                 dilations=grid,
                 plugins=[plugins_of_block(plugins or (), i, j, num_stages) for j in range(blocks[i])],
-                conv2=conv2,
+                conv2s=conv2s,
                 groups=groups,
                 width=int(channels * base_width / base_channels) * groups if groups > 1 else channels,
                 style=style,
@@ -212,6 +258,7 @@ class SBResNet(BaseModule):
         stride: int,
         dilations: Sequence[int],
         plugins: list[list[dict]],
+        conv2s: list[dict | None],
         drop_path_rates: list[float],
         **block,
     ) -> Sequential:
@@ -234,6 +281,7 @@ class SBResNet(BaseModule):
                 dilation=dilation,
                 downsample=downsample if j == 0 else None,
                 plugins=plugins[j],
+                conv2=conv2s[j],
                 drop_path_rate=drop_path_rates[j],
                 **block,
             )
@@ -271,11 +319,12 @@ class SBResNet(BaseModule):
         if self.is_init:
             return
         blocks = [module for module in self.modules() if isinstance(module, Bottleneck)]
-        # A layer in a slot without init_weights keeps the initial values that it was built with.
-        plugins = [layer for block in blocks for layer in block.plugins() if not hasattr(layer, 'init_weights')]
-        built = [copy.deepcopy(layer.state_dict()) for layer in plugins]
+        # Plugins and offsets of deformable convolutions without init_weights keep what they were built with.
+        added = [self.get_submodule(name) for name in self.added_parts() if name.split('.')[-1] not in BIAS_PARTS]
+        added = [layer for layer in added if not hasattr(layer, 'init_weights')]
+        built = [copy.deepcopy(layer.state_dict()) for layer in added]
         super().init_weights()
-        for layer, state in zip(plugins, built, strict=True):
+        for layer, state in zip(added, built, strict=True):
             layer.load_state_dict(state)
         if self.zero_init_residual:
             for block in blocks:

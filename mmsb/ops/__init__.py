@@ -7,8 +7,8 @@ therefore registers a finder, last in line, that supplies `mmcv._ext` where mmcv
     import mmsb  # before anything of mmdet, mmseg or mmcv.ops
     from mmdet.apis import init_detector
 
-or, for a script of somebody else's, `python -m mmsb.ops SCRIPT ARGS`. A compiled `mmcv._ext` always wins, and if it does
-not load (built for another PyTorch), its own error is shown. `MMSB_OPS=off` in the environment leaves everything as it is.
+or, for a script of somebody else's, `python -m mmsb.ops SCRIPT ARGS`. A compiled `mmcv._ext` always wins; if it does
+not load (built for another PyTorch), its own error is shown. `MMSB_OPS=off` in the environment turns all of this off.
 
 `ext.py` is the module that mmcv loads: it lists what there is. Each operation states its source and how it differs.
 """

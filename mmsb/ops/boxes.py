@@ -1,7 +1,7 @@
 """Operations on boxes (x1, y1, x2, y2) in pixels: overlaps and non-maximum suppression.
 
-Differs from mmcv's compiled operations: equal scores keep the order of the boxes (theirs depends on an unstable sort), and
-float64 is accepted. With `offset=1` a box from 0 to 9 is 10 pixels wide, with 0 it is 9.
+Differs from mmcv's compiled operations: equal scores keep the order of the boxes (theirs depends on an unstable sort),
+and float64 is accepted. With `offset=1` a box from 0 to 9 is 10 pixels wide, with 0 it is 9.
 """
 
 import numpy as np

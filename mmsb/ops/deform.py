@@ -1,7 +1,7 @@
 """Deformable convolution (arXiv:1703.06211, arXiv:1811.11168) by torchvision, deformable attention (arXiv:2010.04159).
 
-Shapes: input (B, C, H, W), output (B, D, H', W'), weight (D, C / groups, kH, kW), offset (B, 2 * deformable groups * kH *
-kW, H', W') as (dy, dx) in pixels, mask (B, deformable groups * kH * kW, H', W').
+Shapes: input (B, C, H, W), output (B, D, H', W'), weight (D, C / groups, kH, kW), G deformable groups, offset
+(B, 2 * G * kH * kW, H', W') as (dy, dx) in pixels, mask (B, G * kH * kW, H', W').
 """
 
 import torch

@@ -12,8 +12,7 @@ from .precision import in_float32
 class _Reassembly:
     """The taps of CARAFE: each output pixel is a weighted sum over the k x k pixels around its source pixel.
 
-    Shapes: features (B, C, H, W), masks (B, groups * k * k, s * H, s * W), output (B, C, s * H, s * W). Below, B and groups
-    are apart, and each output axis is (source pixel, place within it).
+    Shapes: features (B, C, H, W), masks (B, groups * k * k, s * H, s * W), output (B, C, s * H, s * W).
     """
 
     def __init__(self, features: Tensor, kernel_size: int, group_size: int, scale_factor: int):
@@ -107,7 +106,7 @@ def carafe_backward(
 
 
 def _psa_taps(h_feature: int, w_feature: int, h_mask: int, w_mask: int, device) -> tuple[Tensor, Tensor]:
-    """Find the tap of the mask with which each position sees another, (H * W others, H, W), and whether there is one."""
+    """Find with which tap of its mask each position sees another, (H * W others, H, W), and whether it has one."""
     rows, columns = torch.arange(h_feature, device=device), torch.arange(w_feature, device=device)
     row = (rows[:, None] - rows + (h_mask - 1) // 2)[:, None, :, None]  # (other's row, 1, row, 1)
     column = (columns[:, None] - columns + (w_mask - 1) // 2)[None, :, None, :]

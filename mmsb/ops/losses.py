@@ -1,7 +1,7 @@
 """Focal losses (Lin et al., arXiv:1708.02002, equation 5).
 
-Differs from mmcv's CUDA kernels: `log(1 - p)` is computed from the logit. Theirs subtracts in float32 and clips, which gives
-a loss of 87 for every background logit between 17 and 87.
+Differs from mmcv's CUDA kernels: `log(1 - p)` is computed from the logit. Theirs subtracts in float32 and clips, which
+gives a loss of 87 for every background logit between 17 and 87.
 """
 
 import torch
@@ -70,7 +70,7 @@ def softmax_focal_loss_forward(
 def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of each loss by the logits into `grad_input`, (n, classes), and its row factor into `buff`."""
+    """Write the derivatives by the logits into `grad_input`, (n, classes), and the factor of each row into `buff`."""
     p, valid = _probability_of(target, input)
     factor = alpha * (gamma * (1 - p) ** (gamma - 1) * p * p.log() - (1 - p) ** gamma)
     buff.copy_(torch.where(valid, factor * _weight_of(target.clamp(min=0), weight), 0))

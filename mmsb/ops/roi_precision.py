@@ -1,8 +1,8 @@
 """Keeps regions of interest in float32 under mixed precision.
 
 MMDetection's RoI extractors cast the boxes to the type of the features. A step of bfloat16 is 4 pixels above 512 and 8
-above 1024, one of float16 half a pixel above 512: boxes would move. The features are cast instead, and what was extracted
-is cast back; torchvision has no RoIAlign in these types on a CPU anyway.
+above 1024, one of float16 half a pixel above 512: boxes would move. Here the features are cast instead, and what was
+extracted is cast back. torchvision has no RoIAlign in these types on a CPU anyway.
 """
 
 import functools

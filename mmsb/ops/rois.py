@@ -1,7 +1,7 @@
 """Pooling of regions of interest: RoIAlign (He et al., arXiv:1703.06870) and RoIPool (Girshick, arXiv:1504.08083).
 
 Shapes: B batch, C channels, H x W features, R regions, each (image index, x1, y1, x2, y2) in pixels of the image; the
-output is (R, C, h, w). RoIAlign with average is torchvision's kernel; the rest is a loop over the regions, exact but slow.
+output is (R, C, h, w). RoIAlign with average is torchvision's kernel; the rest loops over the regions, exact but slow.
 """
 
 import math
@@ -33,7 +33,7 @@ def roi_align_forward(
 
     Args:
         input: (B, C, H, W).
-        argmax_y: (R, C, h, w), becomes the row of each maximum, in pixels of the features.
+        argmax_y: (R, C, h, w), becomes the row of each maximum, in pixels of the features, rounded to its type.
         argmax_x: the same for the column.
         spatial_scale: pixels of the features for each pixel of the image.
         sampling_ratio: samples for each bin and axis; 0: as many as the bin has pixels.
@@ -141,8 +141,8 @@ def roi_pool_forward(
 ) -> None:
     """Write the maximum of each bin into `output`, (R, C, h, w), and its flat position into `argmax`, -1 for none.
 
-    A bin reaches from the floor of its start to the ceiling of its end; torchvision's rounds the region first, and so is
-    another function. A region of no extent is 0.
+    A bin reaches from the floor of its start to the ceiling of its end; torchvision's RoIPool, which rounds the region
+    first, is another function. The output of a region without extent is 0.
     """
     argmax.fill_(-1)
     height, width = input.shape[-2:]

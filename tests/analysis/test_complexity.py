@@ -171,7 +171,6 @@ def test_bias_of_a_plain_network_is_none():
     assert zoo.measure_bias(zoo.load('cifar100/resnet38_b64-300e_cifar100.py')) is None
 
 
-@pytest.mark.ops
 def test_backbone_of_a_detector():
     cfg = zoo.load('coco/faster-rcnn_sb-r50_fpn_1x_coco.py')
     with pytest.raises(ValueError, match='say the size of its images'):
@@ -186,7 +185,7 @@ def test_backbone_of_a_detector():
 
 def test_tool_writes_json_and_csv(tmp_path, run_tool):
     options = ('--stages', '--bias', '--json', 'counts.json', '--csv', 'counts.csv')
-    done = run_tool('analysis/complexity.py', SB_RESNET38, *options, cwd=tmp_path)
+    done = run_tool('analysis/complexity.py', SB_RESNET38, *options, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert 'activations M' in done.stdout
     assert '| bias ' in done.stdout

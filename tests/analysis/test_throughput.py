@@ -175,7 +175,6 @@ def test_plain_network_is_found_or_added():
     assert networks.sources_of([PLAIN, SB], plain=SB)[1].name == 'sb-resnet38'
 
 
-@pytest.mark.ops
 def test_networks_of_detectors_have_different_names():
     sources, plain = networks.sources_of(['coco/faster-rcnn_sb-r50_fpn_1x_coco.py'])
     assert [source.name for source in sources] == ['faster-rcnn_r50_fpn_1x_coco', 'faster-rcnn_sb-r50_fpn_1x_coco']
@@ -190,7 +189,6 @@ def test_systems_are_those_of_the_papers_comparison():
     assert zoo.paper_row('imagenet/sb-resnet101_b256-100e_in1k.py') is None
 
 
-@pytest.mark.ops
 def test_backbone_and_neck_of_a_detector():
     config = 'demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
     network = networks.Network(networks.Source('detector', config), CPU, seed=0)
@@ -224,7 +222,7 @@ def test_an_allocation_beyond_the_free_memory_fails():
 def test_tool_measures_two_sizes(tmp_path, run_tool):
     arguments = ['--sizes', '16', '16x24', '--batch-sizes', '2', '--repeats', '2', '--warmup', '1', '--sample-s', '0']
     files = ['--json', 'out.json', '--plot', 'out.png']
-    done = run_tool('analysis/throughput.py', SB, *arguments, *files, cwd=tmp_path)
+    done = run_tool('analysis/throughput.py', SB, *arguments, *files, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert 'inference, batch 2, 16 x 24, eager, nchw, fp32' in done.stdout
     assert '| sb-resnet38 | ' in done.stdout

@@ -246,7 +246,6 @@ SEVERAL_COCO_FAULTS = {  # that one cause has
 }
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize('name', COCO_FAULTS)
 def test_faults_of_coco(name, tmp_path):
     cfg, content = coco(tmp_path)
@@ -259,7 +258,6 @@ def test_faults_of_coco(name, tmp_path):
     assert len(all_found) == (2 if name == 'number of classes' else 1), text  # in both splits
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize('name', SEVERAL_COCO_FAULTS)
 def test_faults_of_coco_with_several_effects(name, tmp_path):
     cfg, content = coco(tmp_path)
@@ -269,7 +267,6 @@ def test_faults_of_coco_with_several_effects(name, tmp_path):
     assert {one.kind for one in found(cfg) if one.level == 'error'} == kinds
 
 
-@pytest.mark.ops
 def test_class_that_a_file_lacks(tmp_path):
     cfg, _ = coco(tmp_path)
     for split in ('train', 'val'):
@@ -281,7 +278,6 @@ def test_class_that_a_file_lacks(tmp_path):
     ]
 
 
-@pytest.mark.ops
 def test_sound_coco_and_its_metric(tmp_path):
     cfg, content = coco(tmp_path)
     reports = check_data(Config(cfg))
@@ -298,7 +294,6 @@ def test_sound_coco_and_its_metric(tmp_path):
     assert 'unreadable annotations' in {one.kind for one in found(cfg)}
 
 
-@pytest.mark.ops
 def test_file_without_annotations_is_sound_for_a_test_alone(tmp_path):
     cfg, content = coco(tmp_path)
     del content['annotations']
@@ -308,7 +303,6 @@ def test_file_without_annotations_is_sound_for_a_test_alone(tmp_path):
     assert ('error', 'missing key') in {(one.level, one.kind) for one in found(cfg)}
 
 
-@pytest.mark.ops
 def test_corners_instead_of_sizes_are_noticed(tmp_path):
     cfg, content = coco(tmp_path)
     content['annotations'] = [
@@ -356,7 +350,6 @@ SCENE_FAULTS = {
 }
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize('name', SCENE_FAULTS)
 def test_faults_of_masks(name, tmp_path):
     cfg = scenes(tmp_path)
@@ -366,7 +359,6 @@ def test_faults_of_masks(name, tmp_path):
     assert is_there(all_found, 'error', kind, MASK, ''), [str(one) for one in all_found]
 
 
-@pytest.mark.ops
 def test_sound_scenes_and_labels_that_are_left_out(tmp_path):
     cfg = scenes(tmp_path)
     assert found(cfg, workers=2) == []
@@ -382,7 +374,6 @@ def test_sound_scenes_and_labels_that_are_left_out(tmp_path):
     assert found(cfg) == []
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize(
     ('plant', 'kind'),
     [
@@ -398,7 +389,6 @@ def test_faults_of_a_whole_split(plant, kind, tmp_path):
     assert {one.kind for one in found(cfg)} == {kind}
 
 
-@pytest.mark.ops
 def test_two_ways_to_read_a_mask(tmp_path):
     cfg = scenes(tmp_path)
     cfg['train_dataloader']['dataset']['reduce_zero_label'] = False

@@ -181,7 +181,6 @@ def test_the_check_of_the_data_reads_as_it_does(tmp_path):
     assert files == ['a/0.jpg', 'b/0.jpg', 'b/1.jpg']
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_other_libraries_take_other_samples_too(library, tmp_path):
     folders(tmp_path, 'skip')

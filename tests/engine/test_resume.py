@@ -53,7 +53,6 @@ def whole_runs(demo_data, tmp_path_factory) -> dict:
     return weights
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize(
     ('name', 'by_epoch'),
     [('faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes', True), ('fpn_sb-resnet20_b8-200i_digits-scenes', False)],

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from mmsb.models import Bottleneck, SBResNet
+from mmsb.models import Bottleneck, SBResNet, SBResNetCifar
 
 GC = dict(type='ContextBlock', ratio=1 / 4)
 NL = dict(type='NonLocal2d')
@@ -147,6 +148,77 @@ def test_add_is_one_sum_over_the_maps_for_every_channel(geometry, position):
         return conv(norm(y + b[:, 0:1] + b[:, 1:2] + b[:, 2:3]).relu())
 
     close(block(image()), written_out(theirs, image(), position, read))
+
+
+class Deformable(nn.Module):
+    """torchvision's deformable convolution with the weights of mmcv's layer."""
+
+    def __init__(self, layer, modulated):
+        super().__init__()
+        self.conv_offset, self.weight, self.modulated = layer.conv_offset, layer.weight, modulated
+        self.geometry = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+
+    def forward(self, x):
+        offsets, mask = self.conv_offset(x), None
+        if self.modulated:
+            offsets, mask = offsets.split([offsets.shape[1] // 3 * 2, offsets.shape[1] // 3], 1)
+            mask = mask.sigmoid()
+        return torchvision.ops.deform_conv2d(x, offsets, self.weight, mask=mask, **self.geometry)
+
+
+def bend(net, std=0.3):
+    """Give deformable convolutions offsets that are not zero."""
+    torch.manual_seed(3)
+    layers = [module.conv_offset for module in net.modules() if hasattr(module, 'conv_offset')]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=std), nn.init.normal_(layer.bias, std=std)
+    return layers
+
+
+@pytest.mark.parametrize('reading', [ConcatReading, SumReading])
+@pytest.mark.parametrize('bias', [dict(), dict(num_maps=2, pool='max'), dict(mix=False)])
+@pytest.mark.parametrize(
+    'geometry',
+    [dict(), dict(stride=2), dict(stride=2, style='caffe'), dict(dilation=2), dict(groups=4, width=8), dict(width=12)],
+)
+@pytest.mark.parametrize(
+    'conv2',
+    [dict(type='DCN'), dict(type='DCNv2'), dict(type='DCN', deform_groups=2), dict(type='DCNv2', deformable_groups=4)],
+)
+def test_maps_beside_a_deformable_convolution_equal_both_readings(conv2, geometry, bias, reading):
+    import mmcv.ops  # noqa: F401
+
+    block = make(conv2=conv2, spatial_bias=dict(pool_size=3, **bias), **geometry)
+    assert len(bend(block)) == 1
+    theirs = copy.deepcopy(block)
+    read = reading(theirs.bn2, theirs.bias_norm, theirs.conv3, theirs.bias_conv)
+    theirs.conv2 = Deformable(theirs.conv2, 'v2' in conv2['type'])
+    x, x_theirs = image(), image()
+    out, expected = block(x), written_out(theirs, x_theirs, 'conv2', read)
+    close(out, expected)
+    close(torch.autograd.grad(out.square().sum(), x), torch.autograd.grad(expected.square().sum(), x_theirs))
+
+
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
+def test_a_whole_network_of_deformable_convolutions_equals_the_composed_one(kind):
+    options = dict(spatial_bias=dict(pool_size=3), dcn=dict(type=kind), stage_with_dcn=(False, True, True))
+    net = SBResNetCifar(20, base_channels=4, zero_init_residual=False, **options).double().eval()
+    assert len(bend(net)) == 4
+    x = torch.randn(2, 3, 20, 14, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    expected = []
+    out = net.bn1(net.conv1(x)).relu()
+    for stage in (net.layer1, net.layer2, net.layer3):
+        for block in copy.deepcopy(stage):
+            if hasattr(block.conv2, 'conv_offset'):
+                block.conv2 = Deformable(block.conv2, kind == 'DCNv2')
+            if block.bias_modules():
+                read = ConcatReading(block.bn2, block.bias_norm, block.conv3, block.bias_conv).eval()
+                out = written_out(block, out, 'conv2', read)
+            else:
+                inner = block.bn2(block.conv2(block.bn1(block.conv1(out)).relu())).relu()
+                out = (block.bn3(block.conv3(inner)) + (block.downsample or nn.Identity())(out)).relu()
+        expected.append(out)
+    close(net(x), tuple(expected))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmsb.models import SBResNet, SBResNetCifar
 
 GC = dict(type='ContextBlock', ratio=1 / 4)
+DCN, DCN_STAGES = dict(type='DCN'), (False, True, True, True)
 SIZES = [(2, 3, 64, 64), (1, 3, 33, 47), (3, 3, 71, 40)]
 
 
@@ -103,8 +104,8 @@ def test_shared_weights_keep_torchvisions_names_and_shapes_beside_spatial_bias()
 @pytest.mark.parametrize(('library', 'name', 'options'), [
     ('mmpretrain', 'ResNet', dict()),
     ('mmpretrain', 'ResNeXt', dict(groups=32, base_width=4)),
-    pytest.param('mmseg', 'ResNetV1c', dict(deep_stem=True), marks=pytest.mark.ops),
-    pytest.param('mmseg', 'ResNetV1d', dict(deep_stem=True, avg_down=True), marks=pytest.mark.ops),
+    ('mmseg', 'ResNetV1c', dict(deep_stem=True)),
+    ('mmseg', 'ResNetV1d', dict(deep_stem=True, avg_down=True)),
 ])  # fmt: skip
 def test_variants_have_the_libraries_names_and_shapes(library, name, options):
     extra = dict(groups=32) if name == 'ResNeXt' else {}
@@ -117,7 +118,6 @@ def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convoluti
     assert list(shapes(ours).values()) == list(shapes(theirs).values())
 
 
-@pytest.mark.ops
 @pytest.mark.parametrize(
     'options',
     [
@@ -159,6 +159,47 @@ def test_arguments_mean_what_they_mean_in_mmsegmentation(options):
         ours.eval(), theirs.eval()
         assert same(ours(x), theirs(x))
     assert same(list(ours.state_dict().values()), list(theirs.state_dict().values()))  # the same norms took statistics
+
+
+@pytest.mark.parametrize('options', [
+    dict(dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False), stage_with_dcn=(False, True, True, True)),
+    dict(dcn=dict(type='DCNv2', deformable_groups=4, fallback_on_stride=False),
+         stage_with_dcn=(False, False, True, True), style='caffe'),
+    dict(dcn=dict(type='DCN', fallback_on_stride=True), stage_with_dcn=(False, True, False, True)),
+    dict(dcn=dict(type='DCNv2'), stage_with_dcn=(True, True, True), num_stages=3, strides=(1, 2, 2),
+         dilations=(1, 1, 1), out_indices=(0, 1, 2)),
+    dict(dcn=dict(type='DCN'), stage_with_dcn=(False, True, True, True), groups=4, base_width=8),
+])  # fmt: skip
+def test_deformable_convolutions_are_those_of_mmdetection(options):
+    from mmdet.models.backbones import ResNet, ResNeXt
+
+    given = copy.deepcopy(options)
+    torch.manual_seed(0)
+    kind = ResNeXt if 'groups' in options else ResNet
+    theirs = scramble_norms(kind(depth=50, base_channels=16, **copy.deepcopy(options)))
+    for name, value in theirs.named_parameters():
+        if 'conv_offset' in name:
+            nn.init.normal_(value, std=0.3)
+    ours, biased = narrow(spatial_bias=None, **options), narrow(**options)
+    assert options == given
+    assert shapes(ours) == shapes(theirs)
+    assert shapes(theirs).items() <= shapes(biased).items()
+    ours.load_state_dict(theirs.state_dict())
+    for training in (False, True):
+        ours.train(training), theirs.train(training)
+        for norm in [m for m in theirs.modules() if isinstance(m, _BatchNorm)]:
+            norm.train(training)  # mmdet's norm_eval is True by default
+        with torch.no_grad():
+            assert same(ours(image()), theirs(image()))
+
+
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
+def test_offsets_start_at_zero(kind):
+    net = SBResNetCifar(11, dcn=dict(type=kind), stage_with_dcn=(False, True, True))
+    net.init_weights()
+    offsets = [value for name, value in net.named_parameters() if 'conv_offset' in name]
+    assert len(offsets) == 4
+    assert not any(value.any() for value in offsets)
 
 
 def test_drop_path_rate_means_what_it_means_in_mmpretrain():
@@ -373,6 +414,26 @@ MISTAKES = [
     (dict(plugins=[dict(cfg=GC, position='after_conv3', stage=(True,) * 4)]), ['plugin', 'stage', "mean 'stages'"]),
     (dict(plugins=[dict(cfg=GC, position='after_conv3', stages=(True,))]), ['stages', '4', '(True,)']),
     (dict(plugins=[dict(cfg=GC, position='before_conv3')]), ['position', "'before_conv3'", 'after_block']),
+    (dict(dcn='DCN', stage_with_dcn=(True,) * 4), ['dcn', "'DCN'", 'dict']),
+    (dict(dcn=dict(deform_groups=1), stage_with_dcn=(True,) * 4), ['dcn.type', 'None', 'DCN', 'DCNv2']),
+    (dict(dcn=dict(type='DCNv3'), stage_with_dcn=(True,) * 4), ['dcn.type', "'DCNv3'", 'DCN', 'DCNv2']),
+    (
+        dict(dcn=dict(type='DCN', deform_group=1), stage_with_dcn=(True,) * 4),
+        ['dcn', 'deform_group', "mean 'deform_groups'", 'fallback_on_stride'],
+    ),
+    (dict(dcn=dict(type='DCN'), stage_with_dcn=(True,) * 3), ['stage_with_dcn', '4', '(True, True, True)']),
+    (dict(dcn=dict(type='DCN'), stage_with_dcn=True), ['stage_with_dcn', '4', 'True']),
+    (dict(dcn=dict(type='DCN')), ['dcn', 'stage_with_dcn', 'no effect']),
+    (dict(dcn=DCN, stage_with_dcn=DCN_STAGES, conv_cfg=dict(type='Conv2d')), ['conv_cfg', 'None with dcn', 'Conv2d']),
+    (dict(dcn=DCN, stage_with_dcn=DCN_STAGES, conv2=dict(type='mmsb.SK')), ['conv2', 'None with dcn', 'mmsb.SK']),
+    (
+        dict(dcn=dict(DCN, fallback_on_stride=True), stage_with_dcn=DCN_STAGES, groups=2),
+        ['fallback_on_stride', 'groups=2'],
+    ),
+    (
+        dict(dcn=DCN, stage_with_dcn=DCN_STAGES, spatial_bias=dict(position='conv1')),
+        ['position', "'conv1'", 'conv2'],
+    ),
 ]
 
 
@@ -382,6 +443,7 @@ def test_mistakes_are_named_from_every_library(options, named, scope):
     with DefaultScope.overwrite_default_scope(scope), pytest.raises(ValueError) as error:
         MODELS.build(dict(type='mmsb.SBResNet', **options))
     assert all(word in str(error.value) for word in named), error.value
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +455,7 @@ def test_mistakes_are_named_from_every_library(options, named, scope):
         (dict(bias=dict()), ['SBResNetCifar', 'bias', 'spatial_bias', 'sb_stages', 'base_channels']),
         (dict(sb_stages=(True,) * 4), ['sb_stages', '3']),
         (dict(out_indices=(3,)), ['out_indices', '3']),
+        (dict(dcn=DCN, stage_with_dcn=DCN_STAGES), ['stage_with_dcn', '3 stages']),
     ],
 )
 def test_mistakes_of_the_cifar_network_are_named(options, named):

@@ -307,6 +307,32 @@ SE = dict(plugins=[dict(cfg=dict(type='mmsb.SE', ratio=4), position='after_conv3
 NL = dict(plugins=[dict(cfg=dict(type='mmsb.NL'), position='after_block')])
 
 
+DCN = dict(dcn=dict(type='DCN'), stage_with_dcn=(True, True, True, True))
+
+
+@pytest.mark.parametrize('bias', [None, dict()])
+def test_plain_weights_start_deformable_convolutions_as_plain_ones(plain, bias):
+    net = start(plain, frozen_stages=1, spatial_bias=bias, **DCN)
+    torch.testing.assert_close(outputs(net), outputs(plain_network()), rtol=1e-5, atol=1e-5)
+    before = snapshot(net)
+    step(net)
+    frozen = {name for name in changed(net, before) if name.startswith('layer1.') and not is_new(name)}
+    assert frozen == {f'layer1.{i}.conv2.conv_offset.{kind}' for i in range(3) for kind in ('weight', 'bias')}
+
+
+def test_trained_offsets_come_back_and_are_frozen(tmp_path):
+    trained = scramble_norms(SBResNet(base_channels=8, **DCN))
+    for name, value in trained.named_parameters():
+        if 'conv_offset' in name:
+            nn.init.normal_(value, std=0.3)
+    torch.save(trained.state_dict(), tmp_path / 'dcn.pth')
+    net = start(tmp_path / 'dcn.pth', frozen_stages=1, **DCN)
+    assert changed(net, trained.state_dict()) == set()
+    assert not any(p.requires_grad for p in net.layer1.parameters())
+    with pytest.raises(ValueError, match=r'the network has no layer1\.0\.conv2\.conv_offset\.\S+ and \d+ more'):
+        start(tmp_path / 'dcn.pth')
+
+
 @pytest.fixture(scope='module')
 def trained_se(tmp_path_factory):
     path = tmp_path_factory.mktemp('trained') / 'se_resnet50.pth'

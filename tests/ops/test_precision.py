@@ -1,0 +1,71 @@
+"""Operations under mixed precision: computed in float32, results in the type that was handed in."""
+
+import pytest
+import torch
+from cases import use_kernels
+from mmcv import ops
+from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
+
+import mmsb.ops.ext
+
+REDUCED = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _our_kernels(monkeypatch):
+    use_kernels(monkeypatch, mmsb.ops.ext)
+
+
+def check(operation, *inputs: torch.Tensor, dtype: torch.dtype) -> None:
+    """Compare output and gradients of inputs of reduced precision with those of the same values in float32."""
+    reduced = [value.to(dtype).requires_grad_() for value in inputs]
+    full = [value.detach().float().requires_grad_() for value in reduced]
+    with torch.autocast('cpu', dtype):
+        output = operation(*reduced)
+    expected = operation(*full)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, expected.to(dtype))
+    grads = torch.autograd.grad(output.float().sum(), reduced)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected.sum(), full), strict=True):
+        torch.testing.assert_close(ours, theirs.to(dtype))
+
+
+@pytest.mark.parametrize('dtype', REDUCED)
+def test_reduced_precision(dtype):
+    torch.manual_seed(0)
+    features, rois = torch.randn(1, 4, 8, 8), torch.tensor([[0.0, 1, 1, 6, 5]])
+    check(lambda x: ops.roi_align(x, rois.to(x.dtype), 2, 1.0), features, dtype=dtype)
+    check(lambda x: ops.roi_pool(x, rois.to(x.dtype), 2, 1.0), features, dtype=dtype)
+    check(lambda x, m: ops.carafe(x, m, 3, 1, 2), features, torch.randn(1, 9, 16, 16), dtype=dtype)
+    offset, weight = torch.randn(1, 18, 8, 8), torch.randn(4, 4, 3, 3)
+    check(lambda x, o, w: ops.deform_conv2d(x, o, w, 1, 1), features, offset, weight, dtype=dtype)
+    check(ops.PSAMask('collect', (3, 3)), torch.randn(1, 9, 4, 4), dtype=dtype)
+    target = torch.tensor([0, 2, 3])
+    check(lambda x: ops.sigmoid_focal_loss(x, target, 2.0, 0.25, None, 'none'), torch.randn(3, 3), dtype=dtype)
+
+
+@pytest.mark.parametrize('dtype', REDUCED)
+def test_nms_of_reduced_precision(dtype):
+    boxes, scores = torch.rand(20, 4).cumsum(1).to(dtype), torch.randperm(20).div(20).to(dtype)
+    kept = ops.nms(boxes, scores, 0.5)[1]
+    assert torch.equal(kept, ops.nms(boxes.float(), scores.float(), 0.5)[1])
+
+
+@pytest.mark.parametrize('dtype', REDUCED)
+@pytest.mark.parametrize(
+    ('extractor', 'options'), [(SingleRoIExtractor, {}), (GenericRoIExtractor, dict(aggregation='sum'))]
+)
+def test_boxes_of_a_detector_stay_in_float32(extractor, options, dtype):
+    """Above 512 a bfloat16 is a multiple of 4: in that precision these boxes would be others."""
+    torch.manual_seed(0)
+    layer = dict(type='RoIAlign', output_size=7, sampling_ratio=0)
+    extract = extractor(roi_layer=layer, out_channels=3, featmap_strides=[4, 8], **options)
+    features = [torch.randn(1, 3, 200, 334).to(dtype), torch.randn(1, 3, 100, 167).to(dtype)]
+    rois = torch.tensor([[0, 1001.5, 601.5, 1045.25, 650.75], [0, 515.5, 300.25, 640.75, 390.5]])
+    with torch.autocast('cpu', dtype):
+        output = extract(features, rois)
+    expected = extract([feature.float() for feature in features], rois)
+    rounded = extract([feature.float() for feature in features], rois.to(dtype).float())
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, expected.to(dtype))
+    assert (expected - rounded).abs().max() > 0.1
