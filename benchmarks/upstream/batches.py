@@ -6,7 +6,7 @@ from torch import nn
 
 from benchmarks.upstream import samples
 from benchmarks.upstream.networks import SMALL_PX, dicts_in
-from benchmarks.upstream.samples import IMAGES, image
+from benchmarks.upstream.samples import IMAGES, PERSON, image
 
 SIZE = (SMALL_PX, SMALL_PX)
 SIZES_OF_DETECTORS = [(SMALL_PX, SMALL_PX + 32), (SMALL_PX + 32, SMALL_PX)]
@@ -64,7 +64,7 @@ def _videos(cfg: Config, count: int) -> dict:
 
 
 def _people(count: int) -> dict:
-    inputs = [image((SMALL_PX, SMALL_PX // 2), i) for i in range(count)]
+    inputs = [image(PERSON, i) for i in range(count)]
     return dict(inputs=torch.stack(inputs), data_samples=[samples.reid_sample(i) for i in range(count)])
 
 

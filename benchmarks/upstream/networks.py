@@ -16,8 +16,10 @@ REPLACED = {
     'ResNeXt': dict(groups=32, base_width=4),
     'SEResNet': dict(plugins=[dict(cfg=dict(type='mmsb.SE'), position='after_conv3')]),
 }
+# What a library's ResNet has by default and SBResNet has not.
+DEFAULTS = {'mmdet': dict(norm_eval=True), 'mmpretrain': dict(out_indices=(3,))}
 SMALL_PX = 128
-FEW = 100  # proposals and candidates, an image
+FEW = 100  # proposals, candidates and queries an image
 
 
 def configs_of(library: str) -> Path:
@@ -62,11 +64,13 @@ def load(library: str, config: str, spatial_bias: dict | None) -> tuple[Config, 
     """
     root = configs_of(library)
     cfg = Config.fromfile(root / config)
-    for node in list(dicts_in(cfg.model)):
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
+    for node in dicts_in(cfg.model):
         if isinstance(node.get('teacher_config'), str):  # 'configs/...', relative to the checkout
             node.teacher_config = dict(model=Config.fromfile(root.parent / node.teacher_config).model)
     replaced = []
-    for node in list(dicts_in(cfg.model)):
+    for node in dicts_in(cfg.model):
         _forget_weights(node)
         if _type_of(node) in REPLACED:
             replaced.append(_type_of(node))
@@ -91,9 +95,10 @@ def _type_of(node: dict) -> str | None:
 
 
 def _replace(backbone: ConfigDict, library: str, spatial_bias: dict | None) -> None:
-    options = dict(REPLACED[_type_of(backbone)])
-    if library == 'mmpretrain' or backbone.type.startswith('mmpretrain.'):
-        options['out_indices'] = (3,)  # that library's own default
+    owner = 'mmpretrain' if backbone.type.startswith('mmpretrain.') else library
+    options = {**REPLACED[_type_of(backbone)], **DEFAULTS.get(owner, {})}
+    if 'width_per_group' in backbone:  # that library's name for it
+        backbone.base_width = backbone.pop('width_per_group')
     for name, value in options.items():
         backbone.setdefault(name, value)
     backbone.type = 'mmsb.SBResNet'
@@ -108,26 +113,27 @@ def _forget_weights(node: ConfigDict) -> None:
     init_cfg = node.get('init_cfg')
     if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
         node.init_cfg = None
-    for name in ('pretrained', 'teacher_ckpt'):
+    for name in ('pretrained', 'teacher_ckpt', 'checkpoint'):
         if isinstance(node.get(name), str):
             node[name] = None
 
 
 def _shrink(cfg: Config) -> None:
     """Make what is only size small: images that batches are padded to, windows, numbers of proposals."""
-    for preprocessor in [node for node in dicts_in(cfg.model) if 'preprocessor' in str(_type_of(node)).lower()] + [
-        cfg.get('data_preprocessor') or {}
-    ]:
+    for preprocessor in (node for node in dicts_in(cfg.model) if 'preprocessor' in str(_type_of(node)).lower()):
         if preprocessor.get('size') is not None:
             preprocessor['size'] = (SMALL_PX, SMALL_PX)
-        for augmentation in preprocessor.get('batch_augments') or ():
+        augmentations = preprocessor.get('batch_augments')
+        for augmentation in augmentations if isinstance(augmentations, list) else ():
             for name in ('size', 'scale'):
-                if isinstance(augmentation, dict) and isinstance(augmentation.get(name), (tuple, list)):
+                if name in augmentation:
                     augmentation[name] = (SMALL_PX, SMALL_PX)
     for node in dicts_in(cfg.model):
-        for name in ('nms_pre', 'max_per_img'):
+        for name in ('nms_pre', 'max_per_img', 'num_queries'):
             if isinstance(node.get(name), int):
                 node[name] = min(node[name], FEW)
+        if 'num_cp' in node:
+            node.num_cp = 0  # layers that are computed again to save memory, by a package that is not required
         if isinstance(node.get('sampler'), dict) and 'num' in node.sampler:
             node.sampler.num = min(node.sampler.num, FEW)
         if node.get('mode') == 'slide':

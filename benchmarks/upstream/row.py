@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -19,6 +20,7 @@ from mmsb.options import one_line
 
 BIAS_PARTS = {'spatial_bias', 'bias_norm', 'bias_conv'}
 REASON_CHARS = 300
+WARM_UP_LR = 1e-5
 
 
 def run_row(library: str, config: str, spatial_bias: dict | None) -> dict:
@@ -58,12 +60,9 @@ def build(cfg: Config, library: str) -> nn.Module:
     """
     init_default_scope(library)
     torch.manual_seed(0)
-    model_cfg = cfg.model
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    if model_cfg.type == 'ImageToImageRetriever':
-        model_cfg.prototype = None
-    model = MODELS.build(model_cfg)
+    if 'prototype' in cfg.model:
+        cfg.model.prototype = 'set before the prediction'  # features of the images to retrieve, by a loader
+    model = MODELS.build(cfg.model)
     model.init_weights()
     model = revert_sync_batchnorm(model)  # it needs a GPU
     backbones = dict(sb_resnets(model))
@@ -96,11 +95,12 @@ def train_step(cfg: Config, model: nn.Module) -> list[str]:
         ValueError: a loss is not finite, or no SBResNet gets a gradient.
     """
     model.train()
+    MessageHub.get_current_instance().update_info('iter', 1)  # as a runner says it; losses that warm up read it
     reached: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.register_hook(functools.partial(_note, reached, name))
-    for part in _trained_parts(model):
+    for part in _trained_parts(cfg, model):
         losses = part.train_step(batch_for(cfg, part, training=True), _optimizer(cfg, part))
         for name, value in losses.items():
             if not torch.isfinite(torch.as_tensor(value)).all():
@@ -116,21 +116,23 @@ def _note(reached: dict[str, bool], name: str, grad: torch.Tensor) -> None:
     reached[name] = bool(grad.isfinite().all() and grad.count_nonzero())
 
 
-def _trained_parts(model: nn.Module) -> list[nn.Module]:
+def _trained_parts(cfg: Config, model: nn.Module) -> list[nn.Module]:
     if not ancestors(model) & {'DeepSORT', 'StrongSORT'}:
         return [model]
-    parts = [part for part in (model.detector, model.reid) if any(True for _ in sb_resnets(part))]
-    for part in parts:
-        part.data_preprocessor = part.data_preprocessor or model.data_preprocessor
-    return parts
+    if 'data_preprocessor' not in cfg.model.detector:  # the tracker's prepares videos
+        options = {**cfg.model.data_preprocessor, 'type': 'DetDataPreprocessor'}
+        options.pop('use_det_processor', None)
+        model.detector.data_preprocessor = MODELS.build(options)
+    return [part for part in (model.detector, model.reid) if list(sb_resnets(part))]
 
 
 def _optimizer(cfg: Config, model: nn.Module):
-    """Build the config's own optimizer in full precision, or plain SGD if the config does not train."""
+    """Build the config's own optimizer, as at the start of a warm-up and in full precision; SGD if it has none."""
     options = dict(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.001)))
     for name in ('loss_scale', 'dtype', 'use_fp64'):  # of AMP, which needs a GPU
         options.pop(name, None)
-    return build_optim_wrapper(model, {**options, 'type': 'OptimWrapper'})
+    optimizer = {**options['optimizer'], 'lr': WARM_UP_LR}
+    return build_optim_wrapper(model, {**options, 'type': 'OptimWrapper', 'optimizer': optimizer})
 
 
 def predict(cfg: Config, model: nn.Module) -> None:
@@ -163,6 +165,7 @@ def predict(cfg: Config, model: nn.Module) -> None:
 def prepare() -> None:
     """Import what every row needs, so that a fork has it already."""
     warnings.filterwarnings('ignore')
+    import mmdet.datasets
     import mmdet.models
     import mmpretrain.models
     import mmseg.models  # noqa: F401

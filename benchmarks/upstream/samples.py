@@ -10,12 +10,13 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from benchmarks.upstream.networks import SMALL_PX, dicts_in
+from benchmarks.upstream.networks import dicts_in
 
 Size = tuple[int, int]  # height, width
 # left, top, right, bottom as shares of the image
 BOXES = np.array([[0.05, 0.1, 0.5, 0.6], [0.3, 0.2, 0.95, 0.9], [0.55, 0.5, 0.8, 0.75]])
 IMAGES = 2
+PERSON = (256, 128)  # of re-identification, whose pooling takes this size only
 
 
 def image(size: Size, seed: int) -> Tensor:
@@ -148,7 +149,7 @@ def classification_sample(cfg: Config, size: Size, index: int, several: bool):
     from mmpretrain.structures import DataSample
 
     classes = fewest_classes(cfg)
-    sample = DataSample(metainfo=dict(img_shape=size, ori_shape=size, sample_idx=index, num_classes=classes))
+    sample = DataSample(metainfo=dict(img_shape=size, ori_shape=size, sample_idx=index))
     return sample.set_gt_label([index, classes - 1] if several else index % classes)
 
 
@@ -156,5 +157,5 @@ def reid_sample(index: int):
     """Make a ReIDDataSample of one person, the same for two images in a row."""
     from mmdet.structures import ReIDDataSample
 
-    sample = ReIDDataSample(metainfo=dict(img_shape=(SMALL_PX, SMALL_PX // 2)))
+    sample = ReIDDataSample(metainfo=dict(img_shape=PERSON))
     return sample.set_gt_label(index // 2)
