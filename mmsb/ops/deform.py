@@ -32,7 +32,7 @@ def deform_conv_forward(
 ) -> None:
     """Write the convolution into `output`."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    output.copy_(_convolve(input, weight, offset, None, None, geometry))
+    output.copy_(_convolve(output.shape[-2:], geometry, input, weight, offset))
 
 
 @in_float32('gradInput', 'gradOffset')
@@ -58,9 +58,9 @@ def deform_conv_backward_input(
 ) -> None:
     """Write the gradients of input and offset; that of the weight, a by-product, waits in mmcv's scratch `columns`."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    grads = _gradients(gradOutput, input, weight, offset, None, None, geometry)
+    grads = _gradients(gradOutput, geometry, input, weight, offset)
     gradInput.copy_(grads[0])
-    gradOffset.copy_(grads[2])
+    _write(gradOffset, grads[2])
     if columns.dtype == weight.dtype:
         columns.resize_(weight.shape).copy_(grads[1])
 
@@ -92,7 +92,7 @@ def deform_conv_backward_parameters(
         columns.resize_(0)
         return
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    grads = _gradients(gradOutput, input, torch.zeros_like(gradWeight), offset, None, None, geometry)
+    grads = _gradients(gradOutput, geometry, input, torch.zeros_like(gradWeight), offset)
     gradWeight.add_(grads[1], alpha=scale)
 
 
@@ -120,7 +120,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Write the convolution into `output`."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, geometry))
+    output.copy_(_convolve(output.shape[-2:], geometry, input, weight, offset, mask, bias if with_bias else None))
 
 
 @in_float32('grad_input', 'grad_weight', 'grad_bias', 'grad_offset', 'grad_mask')
@@ -152,31 +152,51 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Write the gradients of input, weight, bias, offset and mask."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    grads = _gradients(grad_output, input, weight, offset, mask, bias if with_bias else None, geometry)
-    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for target, grad in zip(targets[: 5 if with_bias else 4], grads, strict=False):
-        target.copy_(grad)
+    grads = _gradients(grad_output, geometry, input, weight, offset, mask, bias if with_bias else None)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    _write(grad_offset, grads[2])
+    _write(grad_mask, grads[3])
+    if with_bias:
+        grad_bias.copy_(grads[4])
 
 
-def _operands(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple:
+def _operands(size: torch.Size, input: Tensor, weight: Tensor, offset: Tensor, mask, bias) -> tuple[Tensor, ...]:
     """Complete the operands of torchvision's kernels, which take zeros for a mask and a bias that are not there."""
     return (
         input,
         weight,
-        offset,
-        input.new_zeros(len(input), 1) if mask is None else mask,
+        _first(offset, size),
+        input.new_zeros(len(input), 1) if mask is None else _first(mask, size),
         input.new_zeros(len(weight)) if bias is None else bias,
     )
 
 
-def _convolve(input, weight, offset, mask, bias, geometry: tuple[int, ...]) -> Tensor:
-    operands = _operands(input, weight, offset, mask, bias)
+def _first(maps: Tensor, size: torch.Size) -> Tensor:
+    """Read maps larger than the output, (B, K, h, w), as mmcv's kernels do: the first K * H' * W' values of each image.
+
+    mmcv's kernels do not compare the sizes, and DyHead hands them the offsets of another level.
+    """
+    if maps.shape[-2:] == size or maps[0, 0].numel() < size.numel():
+        return maps
+    return maps.flatten(1)[:, : maps.shape[1] * size.numel()].reshape(*maps.shape[:2], *size)
+
+
+def _write(target: Tensor, grad: Tensor) -> None:
+    """Write a gradient, or that of the first values of each image."""
+    target.zero_().flatten(1)[:, : grad[0].numel()] = grad.flatten(1)
+
+
+def _convolve(size: torch.Size, geometry: tuple[int, ...], input, weight, offset, mask=None, bias=None) -> Tensor:
+    operands = _operands(size, input, weight, offset, mask, bias)
     return torch.ops.torchvision.deform_conv2d(*operands, *geometry, mask is not None)
 
 
-def _gradients(grad_output, input, weight, offset, mask, bias, geometry: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _gradients(
+    grad_output: Tensor, geometry: tuple[int, ...], input, weight, offset, mask=None, bias=None
+) -> tuple[Tensor, ...]:
     """Compute the gradients of input, weight, offset, mask and bias."""
-    operands = _operands(input, weight, offset, mask, bias)
+    operands = _operands(grad_output.shape[-2:], input, weight, offset, mask, bias)
     return torch.ops.torchvision._deform_conv2d_backward(grad_output, *operands, *geometry, mask is not None)
 
 

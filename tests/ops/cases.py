@@ -124,6 +124,17 @@ def modulated_deform_conv(rng, stride, groups, deform_groups, bias):
     return with_gradients(rng, output, **inputs)
 
 
+@case
+def modulated_deform_conv_with_offsets_of_a_larger_map(rng):
+    """As DyHead does; the kernels read the first values."""
+    inputs = dict(
+        input=tensor(rng, 2, 4, 5, 4), offset=tensor(rng, 2, 18, 9, 7), mask=tensor(rng, 2, 9, 9, 7).sigmoid(),
+        weight=tensor(rng, 4, 4, 3, 3),
+    )  # fmt: skip
+    inputs = {name: value.requires_grad_() for name, value in inputs.items()}
+    return with_gradients(rng, ops.modulated_deform_conv2d(*inputs.values(), None, 1, 1, 1), **inputs)
+
+
 def _deform_inputs(rng, stride, groups, deform_groups) -> dict[str, Tensor]:
     height, width = ((n - 1) // stride + 1 for n in (7, 6))
     inputs = dict(
