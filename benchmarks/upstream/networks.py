@@ -132,6 +132,8 @@ def _shrink(cfg: Config) -> None:
         for name in ('nms_pre', 'max_per_img', 'num_queries'):
             if isinstance(node.get(name), int):
                 node[name] = min(node[name], FEW)
+        if isinstance(node.get('score_thr'), float):
+            node.score_thr = 0.0  # random weights are sure of nothing
         if 'num_cp' in node:
             node.num_cp = 0  # layers that are computed again to save memory, by a package that is not required
         if isinstance(node.get('sampler'), dict) and 'num' in node.sampler:

@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
 from benchmarks.upstream.batches import ancestors, batch_for
@@ -139,7 +139,7 @@ def predict(cfg: Config, model: nn.Module) -> None:
     """Predict once, or extract features with a network that has no prediction.
 
     Raises:
-        ValueError: what comes back is not one result for each image, or has no prediction in it.
+        ValueError: what comes back is not one result for each image, or has no prediction in it, or no object.
     """
     model.eval()
     batch = batch_for(cfg, model, training=False)
@@ -158,8 +158,11 @@ def predict(cfg: Config, model: nn.Module) -> None:
     for result in results:
         result = result.video_data_samples[-1] if hasattr(result, 'video_data_samples') else result
         fields = result.keys() if isinstance(result, BaseDataElement) else dir(result)
-        if not any(key.startswith('pred') for key in fields):
+        predictions = [getattr(result, key) for key in fields if key.startswith('pred')]
+        if not predictions:
             raise ValueError(f'a result has no prediction, but {sorted(fields)}')
+        if all(isinstance(prediction, InstanceData) and not len(prediction) for prediction in predictions):
+            raise ValueError('nothing was detected')
 
 
 def prepare() -> None:
