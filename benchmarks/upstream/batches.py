@@ -35,7 +35,9 @@ def batch_for(cfg: Config, model: nn.Module, *, training: bool) -> dict:
         size = (cfg.model.head.get('img_h', 320), cfg.model.head.get('img_w', 800))
         return _images([size] * count, lambda size, i: samples.lanes_sample(size))
     if kinds & {'BaseDetector', 'BaseMOTModel'}:
-        return _images(SIZES_OF_DETECTORS[:count], lambda size, i: samples.detection_sample(cfg, size, i))
+        one_size = any(node.get('keep_ratio') is False for node in dicts_in(cfg.get('train_dataloader')))  # YOLACT
+        sizes = [SIZE] * count if one_size else SIZES_OF_DETECTORS[:count]
+        return _images(sizes, lambda size, i: samples.detection_sample(cfg, size, i))
     if 'BaseSegmentor' in kinds:
         return _images([SIZE] * count, lambda size, i: samples.segmentation_sample(cfg, size, i))
     if 'BaseSelfSupervisor' in kinds:

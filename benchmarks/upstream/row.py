@@ -95,7 +95,7 @@ def train_step(cfg: Config, model: nn.Module) -> list[str]:
         ValueError: a loss is not finite, or no SBResNet gets a gradient.
     """
     model.train()
-    MessageHub.get_current_instance().update_info('iter', 1)  # as a runner says it; losses that warm up read it
+    MessageHub.get_current_instance().update_info_dict(dict(iter=1, epoch=0))  # a runner tells losses that warm up
     reached: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

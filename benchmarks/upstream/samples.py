@@ -67,7 +67,7 @@ def fewest_classes(cfg: Config) -> int:
 
 
 def detection_sample(cfg: Config, size: Size, index: int):
-    """Make a DetDataSample with boxes, labels, masks, identities, classes of pixels and proposals."""
+    """Make a DetDataSample with boxes, labels, masks, identities and classes of pixels."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
@@ -84,8 +84,9 @@ def detection_sample(cfg: Config, size: Size, index: int):
     pixels = _classes(masks, labels, background=max(things, default=0))  # the first class of stuff
     stride = _stride_of_classes(cfg)
     sample.gt_sem_seg = PixelData(sem_seg=pixels[:, ::stride, ::stride].to(torch.uint8))
-    shifted = (boxes[:, None] + torch.linspace(-8, 8, 9)[:, None]).flatten(0, 1).clamp(0, min(size))
-    sample.proposals = InstanceData(bboxes=shifted, scores=torch.ones(len(shifted)))
+    if 'roi_head' in cfg.model and not cfg.model.get('rpn_head'):  # Fast R-CNN; others take them for those of the RPN
+        shifted = (boxes[:, None] + torch.linspace(-8, 8, 9)[:, None]).flatten(0, 1).clamp(0, min(size))
+        sample.proposals = InstanceData(bboxes=shifted, scores=torch.ones(len(shifted)))
     return sample
 
 
