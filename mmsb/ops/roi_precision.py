@@ -17,8 +17,7 @@ BASE_MODULE = 'mmdet.models.roi_heads.roi_extractors.base_roi_extractor'
 class PatchRoIExtractor(MetaPathFinder):
     """Finds the module of MMDetection's base RoI extractor and wraps the class once the module is loaded."""
 
-    @staticmethod
-    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         if name != BASE_MODULE:
             return None
         spec = PathFinder.find_spec(name, path, target)
