@@ -36,7 +36,7 @@ def test_row(library):
     seconds = result.pop('seconds')
     assert 0 < seconds < 120
     assert result.pop('replaced') == ['ResNetV1c' if library == 'mmseg' else 'ResNet']
-    assert result == dict(built=True, step=True, prediction=True, gradients=True, reason='')
+    assert result == dict(built=True, step=True, prediction=True, gradients=True, objects=result['objects'], reason='')
 
 
 def test_row_without_bias():
@@ -114,7 +114,7 @@ def test_page():
     ]
     about = dict(date='2026-11-24T12:00:00+00:00', cpu='CPU', cores=2, minutes=3, jobs=2, operations='compiled')
     text = page(dict(about={**about, 'versions': dict(torch='2.0')}, folders=dict(mmdet=5, mmseg=4), rows=rows))
-    assert '3 folders, 1 of which work' in text
+    assert '**1 of 3 folders work**' in text
     assert '| mmdet | 5 | 2 | 2 | 1 | 1 |' in text
     assert '| mmseg | 4 | 1 | 1 | 0 | 0 |' in text
     assert '* `mmdet/b/b.py`: with spatial bias: the process ended with exit code 3' in text

@@ -42,7 +42,9 @@ def batch_for(cfg: Config, model: nn.Module, *, training: bool) -> dict:
         return _images([SIZE] * count, lambda size, i: samples.segmentation_sample(cfg, size, i))
     if 'BaseSelfSupervisor' in kinds:
         return _views(cfg, count) if training else dict(inputs=torch.stack([image(SIZE, 0)]), data_samples=None)
-    several = any('MultiLabel' in str(node.get('type')) or 'CSRA' in str(node.get('type')) for node in dicts_in(cfg.model))
+    several = any(
+        'MultiLabel' in str(node.get('type')) or 'CSRA' in str(node.get('type')) for node in dicts_in(cfg.model)
+    )
     batch = _images([SIZE] * count, lambda size, i: samples.classification_sample(cfg, size, i, several))
     return {**batch, 'inputs': torch.stack(batch['inputs'])}
 

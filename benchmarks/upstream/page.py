@@ -6,15 +6,16 @@ from mmsb.analysis.report import markdown
 
 DOING = {'built': 'built', 'step': 'trained for a step', 'prediction': 'predicted'}
 
-PAGE = """# Upstream's configs
+PAGE = """# Upstream configs that run with SBResNet
 
-Every folder of configs of MMDetection, MMSegmentation and MMPretrain is a method. From each folder that uses a ResNet this
-takes one config, puts `mmsb.SBResNet` in the place of the ResNet, and tries whether the network can be built, trained for
-one step, and asked for one prediction: {folders} folders, {working} of which work, both without and with spatial bias.
+Each folder of configs in MMDetection, MMSegmentation and MMPretrain is one method. For each folder that uses a
+ResNet, this sweep takes one config, puts `mmsb.SBResNet` in the ResNet's place, builds the network, trains it for one
+step and asks it for one prediction, once without and once with spatial bias. **{working} of {folders} folders work**;
+the others are [named with their reasons](#exceptions).
 
 ```bash
-python -m benchmarks.upstream             # everything; results go to benchmarks/results/upstream.json and this page
-python -m benchmarks.upstream --folders mmdet/dino mmseg/fcn
+python -m benchmarks.upstream                                      # the whole sweep; writes upstream.json and this page
+python -m benchmarks.upstream --folders mmdet/dino mmseg/fcn --json some.json --page some.md
 ```
 
 | | |
@@ -27,30 +28,34 @@ python -m benchmarks.upstream --folders mmdet/dino mmseg/fcn
 
 ## What is run
 
-* **Config:** the first of a folder by name that has a ResNet; one with 50 layers if the names tell. Every ResNet in it is
-  replaced, those of teachers, momentum encoders, detectors in trackers and re-identification included.
-* **Changes:** the type, and besides `deep_stem=True` for `ResNetV1c`, `avg_down=True` too for `ResNetV1d`, `groups=32,
-  base_width=4` for `ResNeXt` unless the config says others, the plugin `mmsb.SE` for `SEResNet`. In MMPretrain's configs
-  also `out_indices=(3,)`, its default, where they name none, and its `width_per_group` is `base_width`.
-* **No weights:** nothing is downloaded (connections are refused); configs that name weights get none, and nothing is
-  frozen, since random weights are nothing to freeze. Readers of the bias maps and last norms, which start at zero, are
-  set to random values, so that gradients reach all parameters.
-* **Small:** images of about 128 px of noise with three ellipses, two in a batch; at most 100 proposals, samples and queries
-  an image. Depths and widths are the configs' own.
-* **Step:** by the config's optimizer, with parameter groups and clipping, at the learning rate of a warm-up, without AMP.
-  All losses have to be finite. DeepSORT and StrongSORT are not trained as one upstream: their parts with a ResNet are.
-  The process is a group of one (gloo), and synchronised batch norms become plain ones: they need a GPU.
-* **Gradients:** each parameter of each spatial bias in a trained network gets a finite gradient that is not all zero.
-* **Prediction:** one image, or a video of two frames; there has to be one result an image. Self-supervised networks have no
-  prediction: their features are extracted.
+* **Config:** the first one in the folder, by name, that has a ResNet; one with 50 layers if the names tell. Every
+  ResNet in it is replaced, including those of teachers, of detectors inside trackers and of re-identification.
+* **Changes:** the type. Also `deep_stem=True` for `ResNetV1c`; `deep_stem=True, avg_down=True` for `ResNetV1d`;
+  `groups=32, base_width=4` for `ResNeXt`, unless the config sets them (MMPretrain calls `base_width`
+  `width_per_group`); the plugin `mmsb.SE` for `SEResNet`. Two defaults that differ between the libraries are written
+  out: MMDetection's `norm_eval=True` and MMPretrain's `out_indices=(3,)`.
+* **Weights:** random. Nothing is downloaded, connections are refused, and nothing is frozen, since freezing is for
+  trained weights. The readers of the bias maps and the last norms, which start at zero, get random values so that
+  gradients can pass.
+* **Size:** two images of about 128 px, noise with three ellipses; at most 50 proposals, samples and queries an image.
+  Depth and width are the config's own.
+* **Step:** the config's optimizer, parameter groups and gradient clipping, at a warm-up learning rate, without AMP.
+  All losses must be finite. Upstream does not train DeepSORT and StrongSORT as a whole, so their parts with a ResNet
+  are trained. Synchronised batch norms, which need a GPU, become plain ones; the process is a gloo group of one.
+* **Gradients:** every parameter of every spatial bias in a trained network gets a finite gradient that is not all
+  zero.
+* **Prediction:** one image, or a video of two frames, with score thresholds of at most 0.001. Self-supervised
+  networks have no prediction; their features are extracted.
+
+## Rows
+
+Seconds are those of the network with spatial bias, from the fork of its process to its end.
+
+{tables}
 
 ## Exceptions
 
 {exceptions}
-
-## Rows
-
-{tables}
 """
 
 

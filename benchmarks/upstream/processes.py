@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-def run_all(function: Callable[..., dict], tasks: list[tuple], *, jobs: int, limit_s: float, done: Callable) -> list[dict]:
+def run_all(
+    function: Callable[..., dict], tasks: list[tuple], *, jobs: int, limit_s: float, done: Callable
+) -> list[dict]:
     """Call `function(*task)` for each task, each in its own process, `jobs` at a time.
 
     Args:

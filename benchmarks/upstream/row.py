@@ -1,6 +1,7 @@
 """One row of the table: a config with SBResNet is built, trained for one step, and predicts once."""
 
 import functools
+import importlib
 import warnings
 from collections.abc import Iterator
 
@@ -10,11 +11,12 @@ from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import InstanceData
 from torch import nn
 
 from benchmarks.upstream.batches import ancestors, batch_for
 from benchmarks.upstream.networks import load
+from benchmarks.upstream.samples import IMAGES
 from mmsb.models import SBResNet
 from mmsb.options import one_line
 
@@ -28,9 +30,10 @@ def run_row(library: str, config: str, spatial_bias: dict | None) -> dict:
 
     Returns:
         built, step, prediction: whether each went well; gradients: whether they reached every parameter of the bias,
-        None without bias; replaced: the types of the networks in whose place SBResNet is; reason: what was wrong, or ''.
+        None without bias; objects: the number of those predicted, None where there are none to predict; replaced: the
+        types of the networks in whose place SBResNet is; reason: what was wrong, or ''.
     """
-    row = dict(replaced=[], built=False, step=False, prediction=False, gradients=None, reason='')
+    row = dict(replaced=[], built=False, step=False, prediction=False, gradients=None, objects=None, reason='')
     stage = 'configuration'
     try:
         cfg, row['replaced'] = load(library, config, spatial_bias)
@@ -45,15 +48,15 @@ def run_row(library: str, config: str, spatial_bias: dict | None) -> dict:
             if missed:
                 row['reason'] = f'no gradient reaches {", ".join(missed[:3])} and {len(missed)} in all'
         stage = 'prediction'
-        predict(cfg, model)
+        row['objects'] = predict(cfg, model)
         row['prediction'] = True
-    except Exception as error:  # noqa: BLE001  whatever stops a config is the result
+    except Exception as error:  # whatever stops a config is the result
         row['reason'] = f'{stage}: {type(error).__name__}: {one_line(error)}'[:REASON_CHARS]
     return row
 
 
 def build(cfg: Config, library: str) -> nn.Module:
-    """Build the network of a config with random weights, last norms and readers of the bias included.
+    """Build the network of a config with random weights everywhere, also where they would start at zero.
 
     Raises:
         ValueError: no SBResNet is in it.
@@ -135,40 +138,40 @@ def _optimizer(cfg: Config, model: nn.Module):
     return build_optim_wrapper(model, {**options, 'type': 'OptimWrapper', 'optimizer': optimizer})
 
 
-def predict(cfg: Config, model: nn.Module) -> None:
+def predict(cfg: Config, model: nn.Module) -> int | None:
     """Predict once, or extract features with a network that has no prediction.
 
+    Returns:
+        the number of objects, of instances and of lanes; None: a network of another kind.
+
     Raises:
-        ValueError: what comes back is not one result for each image, or has no prediction in it, or no object.
+        ValueError: what comes back is not one result for each image, or has no prediction in it.
     """
     model.eval()
     batch = batch_for(cfg, model, training=False)
     with torch.no_grad():
-        if 'BaseSelfSupervisor' in ancestors(model):
+        if ancestors(model) & {'BaseSelfSupervisor', 'ImageToImageRetriever'}:
             features = model(**model.data_preprocessor(batch), mode='tensor')
+            features = features if isinstance(features, tuple) else (features,)
             if not all(torch.isfinite(feature).all() for feature in features):
                 raise ValueError('features are not finite')
-            return
+        if 'BaseSelfSupervisor' in ancestors(model):
+            return None
         if 'ImageToImageRetriever' in ancestors(model):
-            features = model(**model.data_preprocessor(batch), mode='tensor')
-            model.prototype = (features[-1] if isinstance(features, tuple) else features).repeat(3, 1)
+            model.prototype = features[-1].repeat(IMAGES, 1)
         results = model.test_step(batch)
     if len(results) != len(batch['data_samples']):
         raise ValueError(f'{len(results)} results of {len(batch["data_samples"])} images')
-    for result in results:
-        result = result.video_data_samples[-1] if hasattr(result, 'video_data_samples') else result
-        fields = result.keys() if isinstance(result, BaseDataElement) else dir(result)
-        predictions = [getattr(result, key) for key in fields if key.startswith('pred')]
-        if not predictions:
-            raise ValueError(f'a result has no prediction, but {sorted(fields)}')
-        if all(isinstance(prediction, InstanceData) and not len(prediction) for prediction in predictions):
-            raise ValueError('nothing was detected')
+    result = results[0].video_data_samples[-1] if hasattr(results[0], 'video_data_samples') else results[0]
+    predictions = [result.get(key) for key in result.keys() if key.startswith('pred')]  # noqa: SIM118  no mapping
+    if not predictions:
+        raise ValueError(f'a result has no prediction, but {", ".join(result.keys())}')
+    counts = [len(prediction) for prediction in predictions if isinstance(prediction, InstanceData)]
+    return max(counts, default=None)
 
 
 def prepare() -> None:
     """Import what every row needs, so that a fork has it already."""
     warnings.filterwarnings('ignore')
-    import mmdet.datasets
-    import mmdet.models
-    import mmpretrain.models
-    import mmseg.models  # noqa: F401
+    for name in ('mmdet.datasets', 'mmdet.models', 'mmseg.models', 'mmpretrain.models'):
+        importlib.import_module(name)

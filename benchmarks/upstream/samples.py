@@ -114,8 +114,10 @@ def lanes_sample(size: Size):
     from mmengine.structures import BaseDataElement
 
     height, width = size
-    lanes = [[(x * width, y * height) for x, y in ((start, 0.95), (0.5, 0.7), (end, 0.4))] for start, end in
-             ((0.2, 0.6), (0.8, 0.4))]
+    lanes = [
+        [(x * width, y * height) for x, y in ((start, 0.95), (0.5, 0.7), (end, 0.4))]
+        for start, end in ((0.2, 0.6), (0.8, 0.4))
+    ]
     to_array = TRANSFORMS.build(dict(type='LinesToArray', img_height=height, img_width=width))
     arrays = to_array.transform(dict(lines=lanes))
     classes = torch.zeros(1, *size, dtype=torch.long)
