@@ -43,6 +43,11 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
     _sync(path.parent)  # else the rename itself may be lost
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace a text file in one step, as `write_whole` does."""
+    write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -54,3 +54,14 @@ def one_line(error: Exception) -> str:
     if text.startswith('Caught ') and 'Original Traceback' in text:  # from a worker of a dataloader
         text = text.splitlines()[-1]
     return ' '.join(text.split()) or type(error).__name__
+
+
+def positive_integer(name: str, value) -> int:
+    """Return `value` if it is an integer of at least 1.
+
+    Raises:
+        ValueError: otherwise; names the option and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
+    return value

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.fileio import LocalBackend, register_backend
 
 from mmsb.checkpoints.load import load_checkpoint, require_file
-from mmsb.files import sha256_of, write_whole
+from mmsb.files import sha256_of, write_text, write_whole
 from mmsb.options import one_line
 
 POINTER = 'last_checkpoint'  # the file in a work dir that mmengine resumes from
@@ -168,4 +168,4 @@ def _read_hash_file(path: str | os.PathLike) -> str:
 
 
 def _write_hash_file(path: str | os.PathLike, lines: str) -> None:
-    write_whole(_hash_file(path), lambda unfinished: unfinished.write_text(lines))
+    write_text(_hash_file(path), lines)

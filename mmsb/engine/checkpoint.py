@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from mmsb.checkpoints.publish import publish
 from mmsb.checkpoints.store import POINTER, clean_leftovers, probe, remove_checkpoint
-from mmsb.files import write_whole
+from mmsb.files import write_text
 from mmsb.options import one_line
 from mmsb.registry import HOOKS
 
@@ -114,7 +114,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         if self._failure is None and runner.rank == 0:
             try:
                 pointer, text = os.path.join(runner.work_dir, POINTER), str(self.last_ckpt)
-                write_whole(pointer, lambda unfinished: unfinished.write_text(text))
+                write_text(pointer, text)
             except OSError as error:  # not needed to resume: the newest valid file is found without it
                 runner.logger.warning(f'{POINTER} could not be written: {error}')
             self._remove_doomed(runner)

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
+from mmsb.configs import build_model, check_library, read_config
 from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import check_keys, one_line
@@ -29,11 +30,6 @@ from .processes import is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
-LIBRARIES = {
-    'mmpretrain': 'onedl-mmpretrain (or mmpretrain)',
-    'mmdet': 'onedl-mmdetection (or mmdet)',
-    'mmseg': 'onedl-mmsegmentation (or mmsegmentation)',
-}
 RUNNER_READS = (  # from the config, beside its own arguments
     'activation_checkpointing',
     'compile',
@@ -121,21 +117,6 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
     return cfg
 
 
-def read_config(path: str) -> Config:
-    """Read a config file; a mistake in it is named with the file.
-
-    From here on mmengine reads checkpoints as data: some networks of the libraries load one when they are built.
-    """
-    install_reader()
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is Python code: anything can be wrong in it
-        raise ValueError(f'config {path!r}: {one_line(error)}') from error
-    if not isinstance(cfg.get('model'), dict):
-        raise ValueError(f'config {path!r} has no model: model = dict(type=..., ...)')
-    return cfg
-
-
 def _add_tensorboard(cfg: Config) -> None:
     if importlib.util.find_spec('tensorboard') is None:
         raise ImportError('--tensorboard needs the package tensorboard: `pip install tensorboard`')
@@ -192,17 +173,6 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
         _check_start(model, start, whole)
 
 
-def check_library(cfg: Config) -> None:
-    """Check that the library of a config is installed."""
-    scope = cfg.get('default_scope') or 'mmengine'
-    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
-    if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
-        raise ImportError(
-            'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off leaves out its stand-in: unset MMSB_OPS'
-        )
-
-
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
     """Check that a checkpoint is of this network: wholly to test or resume it, in some part to fine-tune it.
 
@@ -216,15 +186,6 @@ def _check_start(model: nn.Module, path: str, whole: bool) -> None:
         raise ValueError(f'checkpoint {path!r} does not fit: none of its {len(theirs)} weights is one of the network')
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Build the network of a config as the runner does: with the config's data preprocessor."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = dict(cfg.model)
-    if cfg.get('data_preprocessor'):
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model)
-
-
 def _warm_starts(node) -> Iterator[str]:
     """Yield the checkpoints of every `Pretrained` init_cfg in a config."""
     if isinstance(node, dict) and is_pretrained(node) and isinstance(node.get('checkpoint'), str):
@@ -236,7 +197,7 @@ def _warm_starts(node) -> Iterator[str]:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; without a GPU several processes talk through gloo."""
-    if cfg.launcher == 'pytorch' and (is_restart() or not torch.cuda.is_available()):
+    if cfg.launcher != 'none' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
     if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
         return RUNNERS.get(RUNNER).from_cfg(cfg)

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -30,7 +31,7 @@ from PIL import Image
 from chaos.malicious import DATA, REFUSED, WASTE, checkpoints
 from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets.check import check_data
-from mmsb.datasets.check_samples import SampleCheck
+from mmsb.datasets.check.samples import SampleCheck
 from mmsb.datasets.loading import LoadImage
 
 from .mutations import IMAGE_KINDS, annotation_lines, coco_text, image, mask
@@ -139,10 +140,10 @@ def isolated(task: Callable, items: list, limit_s: float) -> Iterator[str]:
 
 def _work(task: Callable, items: list, results) -> None:
     cv2.setNumThreads(0)
-    with open('/proc/self/statm') as file:
-        used = int(file.read().split()[0]) * os.sysconf('SC_PAGE_SIZE')
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, hard))
+    if sys.platform == 'linux':  # macOS limits no address space
+        used = int(Path('/proc/self/statm').read_text().split()[0]) * os.sysconf('SC_PAGE_SIZE')
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, hard))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders say
     warnings.simplefilter('ignore')
     for item in items:

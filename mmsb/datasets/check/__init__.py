@@ -1,8 +1,8 @@
 """Check of all the data that a config names, before a run: what would end it, or silently spoil it, hours later.
 
-The library's own dataset class lists the samples, after its filter and without its pipeline (`check_dataset.py`). What
-it would hide or crash on is read from the annotation file itself (`check_coco.py`); images and masks are read as the
-pipeline does (`check_samples.py`). An error ends a run or spoils its result; a warning is of what the library skips or
+The library's own dataset class lists the samples, after its filter and without its pipeline (`dataset.py`). What
+it would hide or crash on is read from the annotation file itself (`coco.py`); images and masks are read as the
+pipeline does (`samples.py`). An error ends a run or spoils its result; a warning is of what the library skips or
 clips.
 """
 
@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from . import check_coco, paths
-from .check_dataset import DatasetCheck
-from .check_samples import type_name
+from mmsb.datasets import paths
+from mmsb.options import positive_integer
+
+from . import coco
+from .dataset import DatasetCheck
 from .findings import Finding, Report, error
+from .samples import type_name
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SAMPLES_PER_TASK = 16
@@ -44,10 +47,9 @@ def check_data(
         a report for each split; splits of the same dataset share one.
 
     Raises:
-        ValueError: the number of workers is below 1.
+        ValueError: `workers` is no integer of at least 1.
     """
-    if workers < 1:
-        raise ValueError(f'workers must be at least 1, got {workers}')
+    positive_integer('workers', workers)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     splits: dict[str, _Split] = {}
     classes: dict[str, tuple] = {}
@@ -122,7 +124,7 @@ def _check_metric(key: str, metric: dict, images: set) -> Iterator[Finding]:
     if missing := paths.missing_annotations(metric, key):
         yield error('missing annotations', path, '', f'of {key} does not exist: {missing[1]}')
     elif path and type_name(metric).endswith('CocoMetric'):
-        content, found = check_coco.read(path, training=False)
+        content, found = coco.read(path, training=False)
         yield from found
         if content is not None:
-            yield from check_coco.check_metric(key, metric, path, content, images)
+            yield from coco.check_metric(key, metric, path, content, images)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from mmsb.datasets import paths
 from mmsb.options import one_line
 
-from . import check_coco, paths
-from .check_samples import SampleCheck
+from . import coco
 from .findings import Finding, error, warning
+from .samples import SampleCheck
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
@@ -44,8 +45,8 @@ class DatasetCheck:
         bases = {base.__name__ for base in type(dataset).__mro__}
         if missing and 'CocoDataset' not in bases:
             return
-        coco = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases and paths.annotation_file(self.leaf)
-        content, found = self._check_coco(coco, bases) if coco else (None, list(self._check_lines(bases)))
+        coco_file = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases and paths.annotation_file(self.leaf)
+        content, found = self._check_coco(coco_file, bases) if coco_file else (None, list(self._check_lines(bases)))
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
@@ -58,7 +59,7 @@ class DatasetCheck:
             elif not wrong:
                 yield self._unusable(failure)
             elif content and not missing:
-                self.samples = list(check_coco.samples(content, dataset.data_prefix['img']))
+                self.samples = list(coco.samples(content, dataset.data_prefix['img']))
                 self._make_reader(dataset, masks=False)
             return
         samples = getattr(dataset, 'data_list', None) or [dataset.get_data_info(i) for i in range(len(dataset))]
@@ -68,11 +69,11 @@ class DatasetCheck:
             text = f'has no sample left (data_root {self.leaf.get("data_root")!r}, '
             text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
             yield error('empty split', self.key, '', text + self._hint(dataset))
-        elif self.training and coco and not any(sample.get('instances') for sample in samples):
+        elif self.training and coco_file and not any(sample.get('instances') for sample in samples):
             yield error('empty split', self.key, '', 'has no box left that could be learnt')
-        if coco and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
-            args = (coco, content, self.classes, list(dataset.cat_ids))
-            yield from check_coco.check_classes(*args, training=self.training)
+        if coco_file and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
+            args = (coco_file, content, self.classes, list(dataset.cat_ids))
+            yield from coco.check_classes(*args, training=self.training)
         yield from self._check_folders(dataset)
         yield from self._check_heads('return_classes' in self.leaf)
         self._make_reader(dataset, masks='BaseSegDataset' in bases)
@@ -112,12 +113,12 @@ class DatasetCheck:
         return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
 
     def _check_coco(self, path: str, bases: set[str]) -> tuple[dict | None, list[Finding]]:
-        content, found = check_coco.read(path, training=self.training)
+        content, found = coco.read(path, training=self.training)
         if content is not None:
             steps = self.leaf.get('pipeline') or []
             masks = any(step.get('with_mask') for step in steps)
             names = not any(base.startswith('LVISV1') for base in bases)
-            found += check_coco.check_file(path, content, masks=masks, names=names)
+            found += coco.check_file(path, content, masks=masks, names=names)
         return content, found
 
     def _check_lines(self, bases: set[str]) -> Iterator[Finding]:
