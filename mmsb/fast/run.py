@@ -136,7 +136,7 @@ class Run:
         return self.epoch >= self.recipe.epochs or bool(self.failure)
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.path)
+        checkpoint = load_checkpoint(self.path, own=True)
         found = checkpoint['meta'].get('run')
         if found != self.identity:
             differs = [key for key in self.identity if (found or {}).get(key) != self.identity[key]]
