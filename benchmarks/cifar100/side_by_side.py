@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from mmsb.engine.launcher import run_tool
-from mmsb.fast.plan import Row
-from mmsb.fast.report import collect
-from mmsb.fast.run import Options, Run, Split
+from benchmarks.cifar100.rows import Row
+from benchmarks.cifar100.table import collect
+from benchmarks.cifar100.training import Options, Run, Split
 
 
 def train_runs(runs: Sequence[tuple[Row, int]], options: Options, deadline: float | None = None) -> None:

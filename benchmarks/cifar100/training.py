@@ -21,10 +21,10 @@ from mmsb.analysis.machine import cpu_name
 from mmsb.analysis.report import write_json
 from mmsb.datasets import cifar
 from mmsb.engine.launcher import build_model
-from mmsb.fast.augment import augmented_epoch, draw
-from mmsb.fast.plan import Row
-from mmsb.fast.recipe import read_recipe
-from mmsb.fast.trainer import Trainer
+from benchmarks.cifar100.augment import augmented_epoch, draw
+from benchmarks.cifar100.rows import Row
+from benchmarks.cifar100.recipe import read_recipe
+from benchmarks.cifar100.trainer import Trainer
 from mmsb.files import write_whole
 from mmsb.models.safe_load import load_checkpoint
 

@@ -7,8 +7,8 @@ from mmengine.optim.scheduler import MultiStepLR
 from mmpretrain.registry import TRANSFORMS
 
 from mmsb.analysis import zoo
-from mmsb.fast.augment import augmented_epoch, crop_and_flip, draw
-from mmsb.fast.recipe import read_recipe
+from benchmarks.cifar100.augment import augmented_epoch, crop_and_flip, draw
+from benchmarks.cifar100.recipe import read_recipe
 
 BIASED = 'cifar100/sb-resnet38_b64-300e_cifar100.py'
 

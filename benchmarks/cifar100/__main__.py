@@ -13,11 +13,11 @@ import torch
 
 from mmsb.analysis.machine import find_device
 from mmsb.engine.launcher import run_tool
-from mmsb.fast.plan import GROUPS, choose_rows, rows
-from mmsb.fast.report import collect
-from mmsb.fast.run import Options
-from mmsb.fast.runs import quiet, train_all
-from mmsb.fast.trainer import MODES, PRECISIONS
+from benchmarks.cifar100.rows import GROUPS, choose_rows, rows
+from benchmarks.cifar100.table import collect
+from benchmarks.cifar100.training import Options
+from benchmarks.cifar100.side_by_side import quiet, train_all
+from benchmarks.cifar100.trainer import MODES, PRECISIONS
 
 
 def parse_args():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsb.fast.recipe import Recipe
+from benchmarks.cifar100.recipe import Recipe
 
 CHUNK = 5000  # images at once
 

@@ -11,8 +11,8 @@ from mmpretrain.structures import DataSample
 
 from mmsb.analysis import zoo
 from mmsb.engine.launcher import build_model
-from mmsb.fast.recipe import read_recipe
-from mmsb.fast.trainer import Trainer
+from benchmarks.cifar100.recipe import read_recipe
+from benchmarks.cifar100.trainer import Trainer
 
 PLAIN, BIASED = (f'cifar100/{name}_b64-300e_cifar100.py' for name in ('resnet38', 'sb-resnet38'))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='a CUDA graph needs a GPU')

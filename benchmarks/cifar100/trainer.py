@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
-from mmsb.fast.recipe import Recipe
+from benchmarks.cifar100.recipe import Recipe
 from mmsb.options import choose
 
 MODES = ('eager', 'graph', 'compile')

@@ -12,11 +12,11 @@ import torch
 
 from mmsb.analysis import zoo
 from mmsb.datasets import cifar
-from mmsb.fast import plan, runs
-from mmsb.fast.recipe import read_recipe
-from mmsb.fast.report import collect, table
-from mmsb.fast.run import Options, Run
-from mmsb.fast.trainer import Trainer
+from benchmarks.cifar100 import rows, side_by_side
+from benchmarks.cifar100.recipe import read_recipe
+from benchmarks.cifar100.table import collect, table
+from benchmarks.cifar100.training import Options, Run
+from benchmarks.cifar100.trainer import Trainer
 from mmsb.models.safe_load import load_checkpoint
 
 BIASED = 'cifar100/sb-resnet38_b64-300e_cifar100.py'
