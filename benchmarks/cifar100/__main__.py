@@ -1,77 +1,73 @@
-"""The paper's tables on CIFAR-100 on one GPU: network, recipe and normalisation are those of the shipped configs.
+"""The paper's tables on CIFAR-100 on one device: network, recipe and normalisation are those of the shipped configs.
 
-python benchmarks/cifar100.py                       # ResNet-38 and SB-ResNet-38, 300 epochs, three seeds
-python benchmarks/cifar100.py --rows deeper ablations context
-python benchmarks/cifar100.py --list                # what there is
+python -m benchmarks.cifar100                                     # ResNet-38 and SB-ResNet-38, 300 epochs, three seeds
+python -m benchmarks.cifar100 --rows deeper ablations context
+python -m benchmarks.cifar100 --list                              # all rows
 
-Interrupted or out of `--budget-s`, the same command goes on. Data: benchmarks/cifar100_data.py.
+After an interruption, or when `--budget-s` is used up, the same command continues. Data: benchmarks/cifar100/data.py.
 """
 
 import argparse
+import logging
+import warnings
+from collections.abc import Sequence
 
-import torch
-
+from benchmarks.cifar100.rows import GROUPS, all_rows, choose_rows
+from benchmarks.cifar100.table import write_table
+from benchmarks.cifar100.trainer import MODES, PRECISIONS
+from benchmarks.cifar100.training import train_all
 from mmsb.analysis.machine import find_device
 from mmsb.engine.launcher import run_tool
-from benchmarks.cifar100.rows import GROUPS, choose_rows, rows
-from benchmarks.cifar100.table import collect
-from benchmarks.cifar100.training import Options
-from benchmarks.cifar100.side_by_side import quiet, train_all
-from benchmarks.cifar100.trainer import MODES, PRECISIONS
 
 
-def parse_args():
-    on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description="The paper's tables on CIFAR-100, trained on one device.")
-    parser.add_argument('--rows', nargs='+', default=['first'], metavar='ROW', help=f'{", ".join(GROUPS)}, or names')
-    parser.add_argument('--list', action='store_true', help='print all rows and train nothing')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--data', default='data/cifar100', help='folder of train.npz and test.npz')
-    parser.add_argument('--work-dir', default='work_dirs/cifar100')
-    parser.add_argument(
-        '--epochs', type=int, help='a shorter schedule, its milestones scaled (default: the config says)'
-    )
-    parser.add_argument('--subset-classes', type=int, metavar='N', help='train and test on the first N classes')
-    parser.add_argument('--jobs', type=int, default=1, help='processes')
-    parser.add_argument('--streams', type=int, default=6 if on_gpu else 1, help='runs side by side in a process')
-    parser.add_argument('--mode', choices=MODES, default='graph' if on_gpu else 'eager')
-    parser.add_argument('--precision', choices=PRECISIONS, default='bf16' if on_gpu else 'fp32')
-    parser.add_argument('--contiguous', action='store_true', help='not channels_last')
-    parser.add_argument('--eval-every', type=int, default=10, metavar='EPOCHS')
-    parser.add_argument('--save-every', type=int, default=10, metavar='EPOCHS')
-    parser.add_argument('--budget-s', type=float, help='stop cleanly before so many seconds')
-    parser.add_argument('--resume', action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument('--device', default='cuda' if on_gpu else 'cpu')
-    return parser.parse_args()
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; defaults that depend on the device are filled in."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.cifar100', description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--rows', nargs='+', default=['first'], metavar='ROW', help=f'{", ".join(GROUPS)}, or names of rows')
+    add('--list', action='store_true', help='print all rows and train nothing')
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--data', default='data/cifar100', help='folder with train.npz and test.npz')
+    add('--work-dir', default='work_dirs/cifar100', help='folder for checkpoints, records and the table')
+    add('--epochs', type=_positive, help="shorten or extend the config's schedule; the milestones are scaled")
+    add('--subset-classes', type=_positive, metavar='N', help='train and test on the first N classes only')
+    add('--streams', type=_positive, help='networks trained side by side (GPU: 6, CPU: 1)')
+    add('--mode', choices=MODES, help='how a step runs (GPU: graph, CPU: eager)')
+    add('--precision', choices=PRECISIONS, help='of the training; tests run in fp32 (GPU: bf16, CPU: fp32)')
+    add('--contiguous', action='store_true', help='use the contiguous memory format instead of channels_last')
+    add('--eval-every', type=_positive, default=10, metavar='EPOCHS', help='the last epoch is always tested')
+    add('--save-every', type=_positive, default=10, metavar='EPOCHS')
+    add('--budget-s', type=float, help='start no epoch that would not end within this many seconds')
+    add('--device', help='cpu, cuda or cuda:N (default: a GPU if there is one)')
+    options = parser.parse_args(arguments)
+    options.device = find_device(options.device)
+    on_gpu = options.device.type == 'cuda'
+    if not on_gpu and (options.streams or 1) > 1:
+        parser.error(f'--streams {options.streams} needs a GPU; on a CPU start one command per core')
+    options.streams = options.streams or (6 if on_gpu else 1)
+    options.mode = options.mode or ('graph' if on_gpu else 'eager')
+    options.precision = options.precision or ('bf16' if on_gpu else 'fp32')
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got {text!r}')
+    return int(text)
 
 
 def main() -> None:
-    args = parse_args()
-    quiet()
-    if args.list:
-        for row in rows():
+    options = parse_options()
+    logging.disable(logging.WARNING)  # what the libraries log while they build a network
+    warnings.simplefilter('ignore')
+    if options.list:
+        for row in all_rows():
             print(f'{row.group:<10} {row.name:<28} {row.config} {row.backbone_options}')
         return
-    chosen = choose_rows(args.rows)
-    runs = [(row, seed) for group in GROUPS for seed in args.seeds for row in chosen if row.group == group]
-    options = Options(
-        data=args.data,
-        work_dir=args.work_dir,
-        device=str(find_device(args.device)),
-        mode=args.mode,
-        precision=args.precision,
-        channels_last=not args.contiguous,
-        epochs=args.epochs,
-        first_classes=args.subset_classes,
-        eval_every=args.eval_every,
-        save_every=args.save_every,
-        jobs=args.jobs,
-        streams=args.streams,
-        budget_s=args.budget_s,
-        resume=args.resume,
-    )
-    train_all(runs, options)
-    print(collect(args.work_dir), end='')
+    chosen = choose_rows(options.rows)
+    queue = [(row, seed) for group in GROUPS for seed in options.seeds for row in chosen if row.group == group]
+    train_all(queue, options)
+    print(write_table(options.work_dir), end='')
 
 
 if __name__ == '__main__':

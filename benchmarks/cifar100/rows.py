@@ -1,4 +1,4 @@
-"""What to train, in the order of its worth: the paper's first rows, deeper networks, ablations, others."""
+"""What to train, the most informative first: the paper's main rows, deeper networks, ablations, other blocks."""
 
 import re
 from collections.abc import Iterable
@@ -8,20 +8,11 @@ from mmsb.analysis import zoo
 from mmsb.options import check_keys
 
 FIRST, DEEPER, ABLATIONS, CONTEXT, OTHER = GROUPS = ('first', 'deeper', 'ablations', 'context', 'other')
-SB38, SB65 = (f'cifar100/sb-resnet{depth}_b64-300e_cifar100.py' for depth in (38, 65))
-NOT_IN_TABLES = (  # system, setting, config, options of the backbone
-    (ABLATIONS, 'SB-ResNet-65', 'position conv1', SB65, "spatial_bias.position='conv1'"),
-    *(
-        (CONTEXT, f'{bias}{block}-ResNet-38', '-', f'cifar100/{bias}{block}-resnet38_b64-300e_cifar100.py'.lower(), '')
-        for block in ('SE', 'GC', 'NL')
-        for bias in ('', 'SB-')
-    ),
-)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network to train: a config, options of its backbone, and the paper's errors in % where it has them."""
+    """A network to train: a config, options of its backbone, and the errors in % that the paper prints, if any."""
 
     group: str
     system: str
@@ -36,18 +27,22 @@ class Row:
         return re.sub(r'[^a-z0-9]+', '-', f'{self.system} {self.setting}'.lower()).strip('-')
 
 
-def rows() -> list[Row]:
-    """List all rows, the most worthwhile first; a network that stands in two tables is there once."""
+NOT_IN_TABLES = (
+    Row(ABLATIONS, 'SB-ResNet-65', 'position conv1', 'cifar100/sb-resnet65_b64-300e_cifar100.py',
+        "spatial_bias.position='conv1'"),
+    *(Row(CONTEXT, f'{bias}{block}-ResNet-38', '-', f'cifar100/{bias}{block}-resnet38_b64-300e_cifar100.py'.lower(), '')
+      for block in ('SE', 'GC', 'NL') for bias in ('', 'SB-')),
+)  # fmt: skip
+
+
+def all_rows() -> list[Row]:
+    """List all rows in the order of the groups; a network that is in two of the paper's tables is listed once."""
     found: dict[tuple[str, str], Row] = {}
     for row in zoo.paper_rows():
         if row['config'].startswith('cifar100/'):
-            key = row['config'], row['backbone_options']
-            texts = {
-                name: row[name] for name in ('system', 'setting', 'config', 'backbone_options', 'top1_err', 'top5_err')
-            }
-            found.setdefault(key, Row(group=_group(row), **texts))
-    extra = [Row(*fields) for fields in NOT_IN_TABLES]
-    return sorted([*found.values(), *extra], key=lambda row: GROUPS.index(row.group))
+            fields = ('system', 'setting', 'config', 'backbone_options', 'top1_err', 'top5_err')
+            found.setdefault((row['config'], row['backbone_options']), Row(_group(row), *(row[key] for key in fields)))
+    return sorted([*found.values(), *NOT_IN_TABLES], key=lambda row: GROUPS.index(row.group))
 
 
 def _group(row: dict[str, str]) -> str:
@@ -58,11 +53,11 @@ def _group(row: dict[str, str]) -> str:
 
 
 def choose_rows(names: Iterable[str]) -> list[Row]:
-    """Pick rows by the names of groups or of rows.
+    """Choose rows by the names of groups or rows.
 
     Raises:
         ValueError: for an unknown name.
     """
-    known = rows()
+    known = all_rows()
     check_keys('the list of rows', names, [*GROUPS, *(row.name for row in known)])
     return [row for row in known if {row.group, row.name} & set(names)]

@@ -1,4 +1,4 @@
-"""All records of a work dir as results.json, and as a table beside the paper's figures: results.md."""
+"""All records in a work dir as results.json, and as a table beside the paper's figures: results.md."""
 
 import json
 import statistics
@@ -8,10 +8,11 @@ from mmsb.analysis.report import markdown, write_json, write_text
 
 HEADER = ['network', 'setting', 'epochs', 'top-1 error by seed', 'mean', 'std', 'paper', 'top-5 error by seed', 'mean',
           'paper', 'images/s', 'seconds', 'on']  # fmt: skip
+SAME_TRAINING = ('row', 'config', 'backbone_options', 'images', 'precision', 'recipe', 'first_classes')
 
 
-def collect(work_dir: str | Path) -> str:
-    """Write results.json and results.md of all runs in a folder; returns the table.
+def write_table(work_dir: str | Path) -> str:
+    """Write results.json and results.md for all trainings in a folder; returns the table.
 
     Several processes may do so at once: each writes all that is there.
     """
@@ -24,35 +25,35 @@ def collect(work_dir: str | Path) -> str:
 
 
 def table(records: list[dict]) -> str:
-    """Make the Markdown table: one line for all seeds of a network that were trained alike.
+    """Make the Markdown table: one line for all seeds of a network that were trained in the same way.
 
-    The errors are those of the last epoch; of an unfinished run none is told. The paper's figure stands only beside the
-    paper's recipe on all classes. Images a second and seconds are of one run, with the others beside it.
+    The errors are those of the last epoch; an unfinished training has none. The paper's figure appears only beside the
+    paper's recipe on all classes. Images per second are the median over epochs of one training with the others beside
+    it, seconds the mean over seeds.
     """
-    alike = ('row', 'config', 'backbone_options', 'images', 'precision', 'recipe', 'first_classes')
     lines: dict[str, list[dict]] = {}
     for record in records:
-        lines.setdefault(json.dumps([record[key] for key in alike], sort_keys=True), []).append(record)
+        lines.setdefault(json.dumps([record[key] for key in SAME_TRAINING], sort_keys=True), []).append(record)
     return markdown(HEADER, [_line(seeds) for seeds in lines.values()]) + '\n'
 
 
 def _line(seeds: list[dict]) -> list[str]:
     first = seeds[0]
-    done, whole = min(record['epochs_done'] for record in seeds), first['recipe']['epochs']
+    epochs, done = first['recipe']['epochs'], min(record['epochs_done'] for record in seeds)
+    schedule = f'{epochs}' if done == epochs else f'{done} of {epochs}'
     classes = f', {first["first_classes"]} classes' if first['first_classes'] else ''
-    entries = [entry for record in seeds for entry in record['history']]
-    speeds = [first['images'] / entry['train_s'] for entry in entries]
-    beside = max((entry['side_by_side'] for entry in entries), default=1)
-    seconds = statistics.mean(sum(entry['train_s'] for entry in record['history']) for record in seeds)
-    cells = [first['system'], first['setting'], (f'{whole}' if done == whole else f'{done} of {whole}') + classes]
-    for k, spread in ((1, True), (5, False)):
-        ends = [record['history'][-1].get(f'top{k}_err') for record in seeds if record['epochs_done'] == whole]
-        ends = [error for error in ends if error is not None]
+    cells = [first['system'], first['setting'], schedule + classes]
+    for k in (1, 5):
+        ends = [record['history'][-1][f'top{k}_err'] for record in seeds if record['epochs_done'] == epochs]
         cells += [', '.join(f'{error:.2f}' for error in ends), f'{statistics.mean(ends):.2f}' if ends else '']
-        if spread:
+        if k == 1:
             cells.append(f'{statistics.stdev(ends):.2f}' if len(ends) > 1 else '')
         cells.append(first[f'top{k}_err'] if first['as_paper'] else '')
+    entries = [entry for record in seeds for entry in record['history']]
+    speeds = [first['images'] / entry['train_s'] for entry in entries]
+    seconds = sum(entry['train_s'] for entry in entries) / len(seeds)
     places = {f'{record["machine"]}, PyTorch {record["torch"]}, {record["mode"]}' for record in seeds}
+    beside = max((entry['side_by_side'] for entry in entries), default=1)
     on = f'{" and ".join(sorted(places))}, {first["precision"]}, up to {beside} at once'
-    failed = ''.join(f'; seed {record["seed"]}: {record["failure"]}' for record in seeds if record['failure'])
-    return [*cells, f'{statistics.median(speeds):,.0f}' if speeds else '', f'{seconds:,.0f}', on + failed]
+    failures = ''.join(f'; seed {record["seed"]}: {record["failure"]}' for record in seeds if record['failure'])
+    return [*cells, f'{statistics.median(speeds):,.0f}' if speeds else '', f'{seconds:,.0f}', on + failures]

@@ -1,218 +1,204 @@
-"""One training with its log, its checkpoint and its record; an interrupted one goes on.
+"""Trainings from start to end: side by side on the streams of one device, within a budget of time, resumed.
 
-Of a run NAME = <row>_seed<N> the work dir has NAME.log, NAME.json (the record) and NAME.pth (the momentum, what
-identifies the run, and the weights as mmengine keeps them: tools/test.py reads it). What is random in an epoch depends
-on seed and epoch alone, so no state of a generator is kept.
+Each training writes its record, ROW_seedN.json, and its checkpoint, ROW_seedN.pth, into the work dir. The checkpoint
+has the weights as MMEngine stores them (`tools/test.py` reads it), the momentum, and what identifies the training. What
+is random in an epoch depends on seed and epoch alone, so no state of a generator is stored.
 """
 
-import json
+import argparse
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from mmengine.runner import set_random_seed
 from torch import Tensor
 
+from benchmarks.cifar100.augment import crop_and_flip, draw
+from benchmarks.cifar100.recipe import read_recipe
+from benchmarks.cifar100.rows import Row
+from benchmarks.cifar100.table import write_table
+from benchmarks.cifar100.trainer import Trainer
 from mmsb.analysis import zoo
 from mmsb.analysis.machine import cpu_name
 from mmsb.analysis.report import write_json
 from mmsb.datasets import cifar
 from mmsb.engine.launcher import build_model
-from benchmarks.cifar100.augment import augmented_epoch, draw
-from benchmarks.cifar100.rows import Row
-from benchmarks.cifar100.recipe import read_recipe
-from benchmarks.cifar100.trainer import Trainer
 from mmsb.files import write_whole
 from mmsb.models.safe_load import load_checkpoint
 
+MARGIN = 1.2  # an epoch may take this much longer than the longest so far
 
-@dataclass(frozen=True)
-class Options:
-    """How to run.
+
+class Training:
+    """One network and seed; continues from its checkpoint if there is one.
 
     Args:
-        data: folder of train.npz and test.npz.
-        work_dir: folder of all outputs.
-        device: 'cuda' or 'cpu'.
-        mode: of the Trainer.
-        precision: of the Trainer.
-        channels_last: of the Trainer.
-        epochs: of a shorter schedule; None: the config's.
-        first_classes: train and test on so many classes; None: all.
-        eval_every: epochs between two tests; the last epoch is always tested.
-        save_every: epochs between two checkpoints.
-        jobs: processes.
-        streams: runs side by side in a process.
-        budget_s: seconds after which no epoch is begun that would not end in time; None: no limit.
-        resume: go on from the checkpoints in the work dir.
-    """
-
-    data: str
-    work_dir: str
-    device: str
-    mode: str
-    precision: str
-    channels_last: bool = True
-    epochs: int | None = None
-    first_classes: int | None = None
-    eval_every: int = 10
-    save_every: int = 10
-    jobs: int = 1
-    streams: int = 1
-    budget_s: float | None = None
-    resume: bool = True
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (n, 3, H, W) uint8 and labels (n,) on the device."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def load(cls, options: Options, name: str) -> 'Split':
-        images, labels = cifar.load(options.data, name, options.first_classes)
-        images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        return cls(images.to(options.device), torch.from_numpy(labels).long().to(options.device))
-
-
-def machine(device: str) -> str:
-    """Name what the training runs on."""
-    if device.startswith('cuda'):
-        return torch.cuda.get_device_name(device)
-    return f'{cpu_name()}, {torch.get_num_threads()} thread(s)'
-
-
-class Run:
-    """One network and seed in training; goes on from its checkpoint, if there is one.
+        row: what to train.
+        seed: of the initial weights and of every epoch.
+        options: of the command line.
+        train: images (n, 3, H, W) uint8 and labels (n,), on the device.
+        test: the same of the test set.
 
     Raises:
-        ValueError: if the checkpoint is of another run.
+        ValueError: if the checkpoint belongs to another training.
     """
 
-    def __init__(self, row: Row, seed: int, options: Options, train: Split, test: Split):
-        self.row, self.seed, self.options, self.train, self.test = row, seed, options, train, test
-        self.began = self.train_s = self.loss = 0.0  # of the epoch in hand
+    def __init__(
+        self,
+        row: Row,
+        seed: int,
+        options: argparse.Namespace,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+    ):
+        self.seed, self.options, self.train, self.test = seed, options, train, test
         cfg = zoo.load(row.config, row.backbone_options)
         self.recipe = read_recipe(cfg, options.epochs)
-        self.as_paper = options.first_classes is None and self.recipe.epochs == cfg.train_cfg.max_epochs
+        self.steps = self.recipe.steps(len(train[0]))
         set_random_seed(seed)
         model = build_model(cfg)
         model.init_weights()
-        how = dict(mode=options.mode, precision=options.precision, channels_last=options.channels_last)
-        self.trainer = Trainer(model.to(options.device), cfg, self.recipe, **how)
-        self.name = f'{row.name}_seed{seed}'
-        self.path = Path(options.work_dir) / f'{self.name}.pth'
-        self.identity = json.loads(  # tuples become lists, as in a file
-            json.dumps(
-                dict(
-                    row=row.name,
-                    config=row.config,
-                    backbone_options=row.backbone_options,
-                    seed=seed,
-                    images=len(train.images),
-                    precision=options.precision,
-                    recipe=asdict(self.recipe),
-                )
-            )
+        how = dict(mode=options.mode, precision=options.precision, channels_last=not options.contiguous)
+        self.trainer = Trainer(model.to(options.device), cfg, **how)
+        self.path = Path(options.work_dir) / f'{row.name}_seed{seed}.pth'
+        self.identity = dict(  # a checkpoint to resume from must agree in all of it
+            row=row.name,
+            config=row.config,
+            backbone_options=row.backbone_options,
+            seed=seed,
+            images=len(train[0]),
+            precision=options.precision,
+            recipe=asdict(self.recipe),
+        )
+        on_gpu = options.device.type == 'cuda'
+        cpu = f'{cpu_name()}, {torch.get_num_threads()} thread(s)'
+        self.about = asdict(row) | self.identity
+        self.about |= dict(
+            first_classes=options.subset_classes,
+            as_paper=options.subset_classes is None and self.recipe.epochs == cfg.train_cfg.max_epochs,
+            mode=options.mode,
+            machine=torch.cuda.get_device_name(options.device) if on_gpu else cpu,
+            torch=torch.__version__,
         )
         self.history: list[dict] = []
         self.failure = ''
-        if options.resume and self.path.is_file():
-            with self.on_stream():
-                self._resume()
-        self.steps = self.recipe.steps(len(train.images))
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
+        if self.path.is_file():
+            self._resume()
 
     @property
     def done(self) -> bool:
-        return self.epoch >= self.recipe.epochs or bool(self.failure)
+        return len(self.history) >= self.recipe.epochs or bool(self.failure)
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.path)
-        found = checkpoint['meta'].get('run')
-        if found != self.identity:
-            differs = [key for key in self.identity if (found or {}).get(key) != self.identity[key]]
-            raise ValueError(f'{str(self.path)!r} is of a run with another {differs[0]}: name another work dir')
-        self.trainer.load(checkpoint['state_dict'], checkpoint['momentum'])
+        found = checkpoint['meta'].get('run') or {}
+        if differs := [key for key, value in self.identity.items() if found.get(key) != value]:
+            raise ValueError(f'{str(self.path)!r} was trained with another {differs[0]}: choose another work dir')
+        with self.trainer.on_stream():
+            self.trainer.load(checkpoint['state_dict'], checkpoint['momentum'])
         self.history = checkpoint['meta']['history']
 
-    def on_stream(self):
-        """Work on the stream of this run."""
-        return nullcontext() if self.trainer.stream is None else torch.cuda.stream(self.trainer.stream)
-
-    def begin_epoch(self) -> None:
-        self.began = time.perf_counter()
-        with self.on_stream():
-            drawn = draw(len(self.train.images), self.recipe, seed=self.seed, epoch=self.epoch)
-            self.images, self.labels = augmented_epoch(self.train.images, self.train.labels, drawn, self.recipe)
-            self.trainer.set_lr(self.recipe.lr_of(self.epoch))
-            self.trainer.loss_sum.zero_()
+    def start_epoch(self) -> None:
+        self.started = time.perf_counter()
+        images, labels = self.train
+        drawn = draw(len(images), self.recipe, seed=self.seed, epoch=len(self.history))
+        order, *crops = (part.to(images.device) for part in drawn)
+        self.images = crop_and_flip(images[order], *crops, padding=self.recipe.padding_px)
+        self.labels = labels[order]
+        self.trainer.start_epoch(self.recipe.lr_of(len(self.history)))
 
     def step(self, index: int) -> None:
         batch = slice(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
-        with self.on_stream():
-            self.trainer.step(self.images[batch], self.labels[batch])
+        self.trainer.step(self.images[batch], self.labels[batch])
 
-    def wait(self) -> None:
-        """Wait for the steps of the epoch."""
-        with self.on_stream():
-            trained = min(self.steps * self.recipe.batch_size, len(self.images))
-            self.loss = self.trainer.loss_sum.item() / trained
-            self.train_s = time.perf_counter() - self.began
+    def wait(self, side_by_side: int) -> None:
+        """Wait for the steps of the epoch and note their figures."""
+        lr, loss = self.recipe.lr_of(len(self.history)), self.trainer.loss_sum.item() / len(self.images)
+        train_s = round(time.perf_counter() - self.started, 3)
+        epoch = len(self.history) + 1
+        self.history.append(dict(epoch=epoch, lr=lr, loss=loss, train_s=train_s, side_by_side=side_by_side))
 
-    def end_epoch(self, side_by_side: int) -> None:
-        """Test if it is time to, and write down all that happened."""
-        entry = dict(epoch=self.epoch + 1, lr=self.recipe.lr_of(self.epoch), loss=self.loss)
-        entry.update(train_s=round(self.train_s, 3), side_by_side=side_by_side)
-        self.history.append(entry)
-        with self.on_stream():
-            if self.epoch % self.options.eval_every == 0 or self.epoch == self.recipe.epochs:
-                errors = self.trainer.evaluate(self.test.images, self.test.labels)
-                entry.update({f'top{k}_err': round(error, 4) for k, error in errors.items()})
-        if not math.isfinite(self.loss):
-            self.failure = f'the loss is {self.loss} after epoch {self.epoch}'
-        elif self.epoch % self.options.save_every == 0 or self.done:
+    def end_epoch(self) -> None:
+        """Test, save and record what is due."""
+        entry, epoch = self.history[-1], len(self.history)
+        if epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs:
+            errors = self.trainer.evaluate(*self.test)
+            entry |= {f'top{k}_err': round(error, 4) for k, error in errors.items()}
+        if not math.isfinite(entry['loss']):
+            self.failure = f'the loss is {entry["loss"]} after epoch {epoch}'
+        elif epoch % self.options.save_every == 0 or self.done:
             self.save()
-        self._record(entry)
+        record = self.about | dict(epochs_done=epoch, failure=self.failure, history=self.history)
+        write_json(self.path.with_suffix('.json'), record)
+        line = ' '.join(f'{key} {value:.4g}' for key, value in entry.items())
+        print(f'{self.path.stem}: {line}' + (f' FAILED: {self.failure}' if self.failure else ''), flush=True)
 
     def save(self) -> None:
-        """Write the checkpoint, on the CPU and in the plain memory format."""
-        if self.failure:
-            return
+        """Write the checkpoint, on the CPU and in the contiguous memory format."""
 
         def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
-        meta = dict(run=self.identity, history=self.history, epoch=self.epoch)
-        with self.on_stream():
-            weights, momentum = plain(self.trainer.model.state_dict()), plain(self.trainer.momentum())
+        meta = dict(run=self.identity, history=self.history, epoch=len(self.history))
+        weights, momentum = plain(self.trainer.model.state_dict()), plain(self.trainer.momentum())
         checkpoint = dict(meta=meta, state_dict=weights, momentum=momentum)
         write_whole(self.path, lambda unfinished: torch.save(checkpoint, unfinished))
 
-    def _record(self, entry: dict) -> None:
-        record = dict(
-            **{**asdict(self.row), **self.identity},
-            epochs_done=self.epoch,
-            failure=self.failure,
-            first_classes=self.options.first_classes,
-            as_paper=self.as_paper,
-            mode=self.options.mode,
-            jobs=self.options.jobs,
-            machine=machine(self.options.device),
-            torch=torch.__version__,
-            history=self.history,
-        )
-        write_json(self.path.with_suffix('.json'), record)
-        failed = [f'FAILED {self.failure}'] if self.failure else []
-        line = ' '.join([*(f'{key} {value:.4g}' for key, value in entry.items()), *failed])
-        with self.path.with_suffix('.log').open('a') as log:
-            log.write(f'{time.strftime("%F %T")} {line}\n')
-        print(f'{self.name}: {line}', flush=True)
+
+def train_all(rows_and_seeds: Sequence[tuple[Row, int]], options: argparse.Namespace) -> None:
+    """Train networks in the order given, `options.streams` side by side, until all are done or the time is up.
+
+    Raises:
+        FileNotFoundError: if the data is missing.
+        ValueError: see Training.
+    """
+    deadline = math.inf if options.budget_s is None else time.monotonic() + options.budget_s
+    torch.backends.cudnn.benchmark = True
+    splits = [_load(options, split) for split in ('train', 'test')]
+    Path(options.work_dir).mkdir(parents=True, exist_ok=True)
+    waiting, active, longest_s = list(rows_and_seeds), [], 0.0
+    while True:
+        active = [training for training in active if not training.done]
+        while waiting and len(active) < options.streams:
+            training = Training(*waiting.pop(0), options, *splits)
+            active += [] if training.done else [training]
+        if not active:
+            return
+        started = time.monotonic()
+        if started + MARGIN * longest_s > deadline:
+            for training in _on_streams(active):
+                training.save()
+            print('the time is up: the same command continues from here', flush=True)
+            return
+        _train_epoch(active)
+        write_table(options.work_dir)
+        longest_s = max(longest_s, time.monotonic() - started)
+
+
+def _train_epoch(active: Sequence[Training]) -> None:
+    for training in _on_streams(active):
+        training.start_epoch()
+    for index in range(max(training.steps for training in active)):
+        for training in _on_streams(active):
+            if index < training.steps:
+                training.step(index)
+    for training in _on_streams(active):
+        training.wait(len(active))
+    for training in _on_streams(active):
+        training.end_epoch()
+
+
+def _on_streams(trainings: Sequence[Training]) -> Iterator[Training]:
+    """Yield each training while its stream is the current one."""
+    for training in trainings:
+        with training.trainer.on_stream():
+            yield training
+
+
+def _load(options: argparse.Namespace, split: str) -> tuple[Tensor, Tensor]:
+    images, labels = cifar.load(options.data, split, options.subset_classes)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return images.to(options.device), torch.from_numpy(labels).long().to(options.device)
