@@ -2,9 +2,9 @@
 
 python -m benchmarks.cifar100.data SOURCE [OUT]
 
-SOURCE holds the official `cifar-100-python`, or mosaics: tars of lossless SPLIT/CLASS.webp, each with the 32 x 32
-images of a class row by row, and `classes.txt`, the classes in the order of their labels. Both give the same images,
-but their order within a class may differ.
+SOURCE holds the official `cifar-100-python` (its MD5 is checked), or mosaics: tars of lossless SPLIT/CLASS.webp, each
+with the 32 x 32 images of a class row by row, and `classes.txt`, the classes in the order of their labels. Both give the
+same images, but their order within a class may differ.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def read(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         FileNotFoundError: if the folder has neither.
-        ValueError: if the official file holds anything but data, or if classes are missing from the mosaics.
+        ValueError: if the pickle is not the official one, or if the mosaics do not match classes.txt.
     """
     folder = Path(folder)
     if (folder / cifar.PICKLES / split).is_file():

@@ -4,7 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
-from mmsb.analysis.report import markdown, write_json, write_text
+from mmsb.analysis.report import markdown, write_json
+from mmsb.files import write_text
 
 HEADER = ['network', 'setting', 'epochs', 'top-1 error by seed', 'mean', 'std', 'paper', 'top-5 error by seed', 'mean',
           'paper', 'images/s', 'seconds', 'on']  # fmt: skip

@@ -24,10 +24,10 @@ from benchmarks.cifar100.trainer import Trainer
 from mmsb.analysis import zoo
 from mmsb.analysis.machine import cpu_name
 from mmsb.analysis.report import write_json
+from mmsb.checkpoints.load import load_checkpoint
+from mmsb.configs import build_model
 from mmsb.datasets import cifar
-from mmsb.engine.launcher import build_model
 from mmsb.files import write_whole
-from mmsb.models.safe_load import load_checkpoint
 
 MARGIN = 1.2  # an epoch may take this much longer than the longest so far
 

@@ -8,7 +8,7 @@ from mmpretrain.structures import DataSample
 
 from benchmarks.cifar100.trainer import Trainer
 from mmsb.analysis import zoo
-from mmsb.engine.launcher import build_model
+from mmsb.configs import build_model
 
 PLAIN, BIASED = (f'cifar100/{name}_b64-300e_cifar100.py' for name in ('resnet38', 'sb-resnet38'))
 
