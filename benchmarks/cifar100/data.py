@@ -3,8 +3,8 @@
 python -m benchmarks.cifar100.data SOURCE [OUT]
 
 SOURCE holds the official `cifar-100-python` (its MD5 is checked), or mosaics: tars of lossless SPLIT/CLASS.webp, each
-with the 32 x 32 images of a class row by row, and `classes.txt`, the classes in the order of their labels. Both give the
-same images, but their order within a class may differ.
+with the 32 x 32 images of a class row by row, and `classes.txt`, the classes in the order of their labels. Both give
+the same images, but their order within a class may differ.
 """
 
 import argparse
