@@ -93,7 +93,7 @@ class Training:
         return len(self.history) >= self.recipe.epochs or bool(self.failure)
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.path)
+        checkpoint = load_checkpoint(self.path, own=True)
         found = checkpoint['meta'].get('run') or {}
         if differs := [key for key, value in self.identity.items() if found.get(key) != value]:
             raise ValueError(f'{str(self.path)!r} was trained with another {differs[0]}: choose another work dir')
