@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-from .roi_precision import PatchRoIExtractor
+from .detector_precision import PatchDetectors
 
 EXTENSION = 'mmcv._ext'
 
@@ -28,8 +28,7 @@ EXTENSION = 'mmcv._ext'
 class ExtensionFinder(MetaPathFinder):
     """Finds `mmcv._ext` in this package. It stands at the end of `sys.meta_path`: a compiled one is found before."""
 
-    @staticmethod
-    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         return spec_from_file_location(name, Path(__file__).with_name('ext.py')) if name == EXTENSION else None
 
 
@@ -42,6 +41,6 @@ def install() -> None:
     wanted = os.environ.get('MMSB_OPS', 'on')
     if wanted not in ('on', 'off'):
         raise ValueError(f"environment variable MMSB_OPS must be 'on' or 'off', got {wanted!r}")
-    if wanted == 'on' and ExtensionFinder not in sys.meta_path:
-        sys.meta_path.append(ExtensionFinder)
-        sys.meta_path.insert(0, PatchRoIExtractor)
+    if wanted == 'on' and not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
+        sys.meta_path.append(ExtensionFinder())
+        sys.meta_path.insert(0, PatchDetectors())

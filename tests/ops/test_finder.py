@@ -50,6 +50,11 @@ def test_nothing_is_imported_or_said_before_mmcv_asks():
     assert (done.stdout, done.stderr) == ('set()\n', '')
 
 
+def test_the_finders_have_no_caches_to_forget():
+    done = python('-c', 'import importlib, mmsb; importlib.invalidate_caches()')
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_it_can_be_turned_off():
     done = python('-c', 'import mmsb, mmcv.ops', MMSB_OPS='off')
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'mmcv._ext'"
