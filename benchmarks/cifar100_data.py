@@ -2,8 +2,8 @@
 
 python benchmarks/cifar100_data.py SOURCE [OUT]
 
-SOURCE has the official `cifar-100-python`, read as data, or tars of lossless mosaics, one a class, and `classes.txt`.
-Both give the same images; their order within a class may differ.
+SOURCE has the official `cifar-100-python` (its MD5 is checked), or tars of lossless mosaics, one a class, and
+`classes.txt`. Both give the same images; their order within a class may differ.
 """
 
 import argparse

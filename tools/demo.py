@@ -24,9 +24,10 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmsb.checkpoints.load import load_state_dict
+from mmsb.configs import build_model
 from mmsb.datasets import digits
-from mmsb.engine.launcher import build_model, run_tool
-from mmsb.models.safe_load import load_state_dict
+from mmsb.engine.launcher import run_tool
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt

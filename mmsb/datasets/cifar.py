@@ -8,7 +8,6 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 | test.npz | (10000, 32, 32, 3) | (10000,), 100 a class |
 """
 
-import codecs
 import io
 import pickle
 import tarfile
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision.datasets import CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from mmsb.files import write_whole
 from mmsb.options import choose
@@ -36,11 +37,11 @@ def read_source(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]
 
     Raises:
         FileNotFoundError: if the folder has neither.
-        ValueError: for a pickle that holds more than data.
+        ValueError: for a pickle that is not the official one.
     """
     folder, split = Path(folder), choose('split', split, PER_CLASS)
     if (folder / PICKLES / split).is_file():
-        return _read_pickle(folder / PICKLES / split)
+        return _read_pickle(folder / PICKLES / split, split)
     missing = [name for name in ('classes.txt', *MOSAIC_TARS[split]) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f'{str(folder)!r} has neither {PICKLES}/{split} nor {missing[0]}')
@@ -69,28 +70,14 @@ def cut_mosaic(mosaic: np.ndarray) -> np.ndarray:
     return tiles.reshape(-1, SIDE_PX, SIDE_PX, 3)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists and NumPy arrays: nothing else is found, so nothing is run."""
-
-    def find_class(self, module: str, name: str):
-        core = module.replace('numpy._core', 'numpy.core')
-        if (core, name) == ('numpy.core.multiarray', '_reconstruct'):
-            return np.empty(0).__reduce__()[0]
-        if (core, name) in (('numpy', 'ndarray'), ('numpy', 'dtype')):
-            return getattr(np, name)
-        if (core, name) == ('_codecs', 'encode'):
-            return codecs.encode  # the bytes of an array, where Python 3 has written it
-        raise pickle.UnpicklingError(f'{module}.{name} is not data')
-
-
-def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with path.open('rb') as file:
-            entry = _ArrayUnpickler(file, encoding='latin1').load()
-        images = entry['data'].reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(images), np.array(entry['fine_labels'], np.uint8)
-    except (pickle.UnpicklingError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise ValueError(f'{str(path)!r} is not a split of CIFAR-100: {error}') from error
+def _read_pickle(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    genuine = dict([*CIFAR100.train_list, *CIFAR100.test_list])[split]
+    if not check_integrity(path, genuine):  # a pickle is a program: only the official one is run
+        raise ValueError(f'{str(path)!r} is not the official file of CIFAR-100: its MD5 must be {genuine}')
+    with path.open('rb') as file:
+        entry = pickle.load(file, encoding='latin1')
+    images = entry['data'].reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(entry['fine_labels'], np.uint8)
 
 
 def check(images: np.ndarray, labels: np.ndarray, split: str) -> None:

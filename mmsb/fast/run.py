@@ -19,14 +19,14 @@ from torch import Tensor
 from mmsb.analysis import zoo
 from mmsb.analysis.machine import cpu_name
 from mmsb.analysis.report import write_json
+from mmsb.checkpoints.load import load_checkpoint
+from mmsb.configs import build_model
 from mmsb.datasets import cifar
-from mmsb.engine.launcher import build_model
 from mmsb.fast.augment import augmented_epoch, draw
 from mmsb.fast.plan import Row
 from mmsb.fast.recipe import read_recipe
 from mmsb.fast.trainer import Trainer
 from mmsb.files import write_whole
-from mmsb.models.safe_load import load_checkpoint
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,17 @@ not load (built for another PyTorch), its own error is shown. `MMSB_OPS=off` in 
 
 import os
 import sys
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-from .roi_precision import PatchRoIExtractor
+from .detector_precision import PatchDetectors
 
 EXTENSION = 'mmcv._ext'
 
 
-class ExtensionFinder:
+class ExtensionFinder(MetaPathFinder):
     """Finds `mmcv._ext` in this package. It stands at the end of `sys.meta_path`: a compiled one is found before."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
@@ -42,4 +43,4 @@ def install() -> None:
         raise ValueError(f"environment variable MMSB_OPS must be 'on' or 'off', got {wanted!r}")
     if wanted == 'on' and not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.append(ExtensionFinder())
-        sys.meta_path.insert(0, PatchRoIExtractor())
+        sys.meta_path.insert(0, PatchDetectors())

@@ -1,5 +1,6 @@
 """CIFAR-100 as arrays: what is read from mosaics and pickles, what is refused, and the dataset of it."""
 
+import hashlib
 import io
 import pickle
 import struct
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chaos.forge import Call, array, pickled
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
@@ -46,31 +48,31 @@ class _Python2Pickler(pickle._Pickler):
     dispatch = {**pickle._Pickler.dispatch, bytes: _save_string}
 
 
-def _pickles(folder: Path, entry, pickler=pickle.Pickler) -> Path:
+def _pickles(folder: Path, content: bytes) -> Path:
     (folder / cifar.PICKLES).mkdir()
-    with (folder / cifar.PICKLES / 'train').open('wb') as file:
-        pickler(file, protocol=2).dump(entry)
+    (folder / cifar.PICKLES / 'train').write_bytes(content)
     return folder
 
 
-@pytest.mark.parametrize('pickler', [_Python2Pickler, pickle.Pickler])
-def test_official_pickle_is_read(tmp_path, pickler):
+def test_the_official_pickle_is_read(tmp_path, monkeypatch):
     rows = PIXELS.transpose(0, 3, 1, 2).reshape(6, -1)
-    folder = _pickles(tmp_path, dict(data=rows, fine_labels=[5, 4, 3, 2, 1, 0], filenames=['a'] * 6), pickler)
-    images, labels = cifar.read_source(folder, 'train')
+    file = io.BytesIO()
+    _Python2Pickler(file, protocol=2).dump(dict(data=rows, fine_labels=[5, 4, 3, 2, 1, 0], filenames=['a'] * 6))
+    official = ['train', hashlib.md5(file.getvalue()).hexdigest()]
+    monkeypatch.setattr(cifar.CIFAR100, 'train_list', [official])
+    images, labels = cifar.read_source(_pickles(tmp_path, file.getvalue()), 'train')
     assert np.array_equal(images, PIXELS)
     assert labels.tolist() == [5, 4, 3, 2, 1, 0]
 
 
-class _Harm:
-    def __reduce__(self):
-        return print, ('run',)
+FORGED = array(Call(np.dtype, 'f8', False, True, state=(3, '|', None, None, None, -(2**40), 1, 63)), (2**40,), b'')
 
 
-@pytest.mark.parametrize('entry', [dict(data=_Harm()), dict(data=PIXELS), [1]], ids=['code', 'no labels', 'a list'])
+@pytest.mark.parametrize('entry', [dict(data=Call(print, 'run')), dict(data=FORGED), dict(data=PIXELS), [1]])
 def test_other_pickles_are_refused_and_not_run(tmp_path, capsys, entry):
-    with pytest.raises(ValueError, match='not a split of CIFAR-100'):
-        cifar.read_source(_pickles(tmp_path, entry), 'train')
+    with pytest.raises(ValueError, match='is not the official file of CIFAR-100') as error:
+        cifar.read_source(_pickles(tmp_path, pickled(entry)), 'train')
+    assert '\n' not in str(error.value)
     assert not capsys.readouterr().out
 
 

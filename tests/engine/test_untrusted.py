@@ -1,15 +1,17 @@
 """No way to hand a checkpoint to the tools runs what is in it, unless they are told to trust it."""
 
 import signal
+import sys
 
 import pytest
 import torch
-from chaos_faults import at_iteration, die
-from chaos_victim import train, weights_of, write_config
+from chaos.inject import at_iteration, die
+from chaos.malicious import checkpoints
+from chaos.victim import train, weights_of, write_config
 
-from mmsb.analysis.malicious import checkpoints
-from mmsb.models.safe_load import load_checkpoint
+from mmsb.checkpoints.load import load_checkpoint
 
+pytestmark = pytest.mark.untrusted
 ATTACKS = ('call of os.system', 'call of getattr of a module', 'call of class with setstate', 'TorchScript',
            'old format, pickle 3', 'bare pickle')  # fmt: skip
 WAYS = {
@@ -47,6 +49,46 @@ def test_a_malicious_file_is_refused(arena, way):
         assert 'error: ' in last
         assert f'{str(arena / "attack.pth")!r} cannot be read as data' in last
         assert not canary.exists(), attack
+
+
+TEACHER = """
+from mmengine.runner import load_checkpoint
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS
+
+
+@MODELS.register_module()
+class Student(ImageClassifier):
+    def __init__(self, teacher_ckpt, **kwargs):
+        super().__init__(**kwargs)
+        load_checkpoint(self, teacher_ckpt)
+"""
+
+
+@pytest.mark.parametrize(
+    'way', [('train.py',), ('train.py', '--stock-hooks'), ('test.py', 'sound.pth')], ids=['safe', 'stock', 'test']
+)
+def test_a_network_that_loads_in_its_constructor_loads_data(arena, way):
+    """As the students of MMDetection do, which load `teacher_ckpt`: the network is built before the runner is."""
+    tool, *options = way
+    (arena / 'student.py').write_text(TEACHER)
+    write_config(arena / 'base.py', by_epoch=False, steps=1)
+    (arena / 'config.py').write_text(f"""
+_base_ = 'base.py'
+custom_imports = dict(imports=['student'])
+model = dict(type='Student', teacher_ckpt={str(arena / 'attack.pth')!r})
+""")
+    torch.save({}, arena / 'sound.pth')
+    canary = arena / 'canary'
+    made = checkpoints(str(canary))
+    for attack in ('call of os.system', 'old format, pickle 3', 'bare pickle'):
+        canary.unlink(missing_ok=True)
+        (arena / 'attack.pth').write_bytes(made[attack][1])
+        args = ('config.py', *options, '--work-dir', 'run')
+        refused = train(arena, *args, tool=tool, before=lambda: sys.path.insert(0, str(arena)))
+        assert not canary.exists(), attack
+        assert refused.code == 1, (attack, refused.said())
+        assert "attack.pth' cannot be read as data" in refused.said().splitlines()[-1]
 
 
 @pytest.fixture

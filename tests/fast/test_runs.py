@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from mmsb.analysis import zoo
+from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets import cifar
 from mmsb.fast import plan, runs
 from mmsb.fast.recipe import read_recipe
 from mmsb.fast.report import collect, table
 from mmsb.fast.run import Options, Run
 from mmsb.fast.trainer import Trainer
-from mmsb.models.safe_load import load_checkpoint
 
 BIASED = 'cifar100/sb-resnet38_b64-300e_cifar100.py'
 SMALL = plan.Row('first', 'SB-ResNet-11', '-', BIASED, 'depth=11')

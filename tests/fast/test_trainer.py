@@ -10,7 +10,7 @@ from mmengine.runner import set_random_seed
 from mmpretrain.structures import DataSample
 
 from mmsb.analysis import zoo
-from mmsb.engine.launcher import build_model
+from mmsb.configs import build_model
 from mmsb.fast.recipe import read_recipe
 from mmsb.fast.trainer import Trainer
 
