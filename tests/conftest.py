@@ -23,13 +23,13 @@ torch.set_num_threads(1)  # the tensors are tiny; the test processes share the c
 def pytest_configure(config) -> None:
     if config.getoption('markexpr') != 'gpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # it is read when CUDA is first asked for
-    if torch.__version__ < DATA_FROM:
-        install_reader(trust=True)  # the files are the tests' own; the tests of others' files are left out
 
 
 def pytest_runtest_setup(item) -> None:
     if item.get_closest_marker('untrusted') and torch.__version__ < SOUND_FROM:
         pytest.skip('the reader of PyTorch < 2.10 has known holes')
+    if torch.__version__ < DATA_FROM:
+        install_reader(trust=True)  # for the tests' own files
     if item.get_closest_marker('gpu') and not torch.cuda.is_available():
         pytest.skip('needs a GPU: pytest -m gpu')
 

@@ -20,7 +20,7 @@ def start_processes(cfg: Config) -> None:
         options.update(_fresh_store())
     if cfg.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():  # mmengine's own way asks for a GPU
         if cfg.launcher == 'slurm':
-            os.environ.update(_slurm_variables())
+            os.environ.update(_slurm_variables(options.pop('port', None)))
         seconds = options.pop('timeout', None)
         if seconds is not None:
             options['timeout'] = timedelta(seconds=seconds)
@@ -30,7 +30,7 @@ def start_processes(cfg: Config) -> None:
         init_dist(cfg.launcher, **options)
 
 
-def _slurm_variables() -> dict[str, str]:
+def _slurm_variables(port: int | None) -> dict[str, str]:
     """Translate what Slurm tells a process into the variables that PyTorch reads; the first node holds the address."""
     slurm = {name: os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST')}
     address = os.environ.get('MASTER_ADDR')
@@ -42,7 +42,7 @@ def _slurm_variables() -> dict[str, str]:
         WORLD_SIZE=slurm['NTASKS'],
         LOCAL_RANK=os.environ.get('SLURM_LOCALID', '0'),
         MASTER_ADDR=address,
-        MASTER_PORT=os.environ.get('MASTER_PORT', '29500'),
+        MASTER_PORT=str(port or os.environ.get('MASTER_PORT', 29500)),
     )
 
 

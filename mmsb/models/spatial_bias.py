@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
@@ -111,9 +110,10 @@ def conv_of_concat(conv: nn.Module, bias_conv: nn.Module, y: Tensor, maps: Tenso
 
     This is `conv(y) + bias_conv(maps)`. Two plain convolutions are fused into one, which writes the wide output once.
     Where one convolution would not do the same, the sum itself is computed: another type of layer, groups, a padding
-    mode other than zeros, and hooks, which fire only when their module is called.
+    mode other than zeros, and hooks of the module, which fire only when it is called (not torch's global ones, which
+    counters set on every module).
     """
-    if not (_is_plain(conv) and _is_plain(bias_conv)) or _has_any_global_hook():
+    if not (_is_plain(conv) and _is_plain(bias_conv)):
         return conv(y) + bias_conv(maps)
     x = torch.cat([y, maps.to(y.dtype)], dim=1)
     weight = torch.cat([conv.weight, bias_conv.weight], dim=1)

@@ -116,8 +116,8 @@ class SampleCheck:
         try:
             height, width = self.load_image.transform(dict(img_path=path))['img'].shape[:2]
         except Exception as failure:  # decoders raise what they like
-            text = one_line(failure)
-            return [error('unreadable image', path, item, f'does not decode ({text}): fetch it again')], None
+            message = f'does not decode ({one_line(failure)}): fetch it again'
+            return [error('unreadable image', path, item, message)], None
         stated = sample.get('width'), sample.get('height')
         if None not in stated and stated != (width, height):
             message = f'is {width} x {height} px, and {stated[0]} x {stated[1]} px in the annotations'
@@ -134,8 +134,8 @@ class SampleCheck:
             mask = self.load_mask.transform({**sample, 'seg_fields': []})['gt_seg_map']
             highest = self._highest(content)
         except Exception as failure:
-            text = one_line(failure)
-            return [*findings, error('unreadable mask', path, '', f'does not decode ({text}): make it again')]
+            message = f'does not decode ({one_line(failure)}): make it again'
+            return [*findings, error('unreadable mask', path, '', message)]
         if mask.ndim != 2:
             message = f'has {mask.shape[-1]} channels as the pipeline reads it, needs 1: the index of the class'
             return [*findings, error('mask of several channels', path, '', message)]
