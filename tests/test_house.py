@@ -7,7 +7,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # from top to bottom; those of one line do not know each other
-    ('fast',),
     ('engine', 'analysis', 'evaluation', 'export'),
     ('configs',),
     ('models', 'datasets'),
@@ -94,7 +93,7 @@ def test_each_room_has_its_place():
         ('mmsb.files', 'from .options import one_line', 'options is not below files'),
         ('mmsb.ops.ext', 'if True:\n    from mmsb.models import SE', 'models is not below ops'),
         ('mmsb.datasets.digits', 'from tests.warm import python', 'not a part of the package'),
-        ('mmsb.fast.run', 'import benchmarks.cifar100', 'not a part of the package'),
+        ('mmsb.engine.runner', 'import benchmarks.cifar100', 'not a part of the package'),
         ('mmsb', 'from chaos import forge', 'not a part of the package'),
     ],
 )

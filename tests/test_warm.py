@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is nothin
 SCRIPTS = {
     'streams': 'import sys\nprint(sys.stdin.read())\nprint("to stderr", file=sys.stderr)',
     'arguments': 'import sys\nprint(sys.argv, __file__, __name__)',
-    'environment': 'import os\n[os.environ.pop(key, 0) for key in ("_", "PWD")]  # of the shell\nprint(sorted(os.environ.items()))',
+    'environment': 'import os\nprint(sorted((k, v) for k, v in os.environ.items() if k not in ("_", "PWD")))',
     'folder': 'import os\nprint(os.getcwd())',
     'path': 'import sys\nprint(sys.path)',
     'neighbour': 'import neighbour\nprint(neighbour.__file__)',
@@ -28,19 +28,15 @@ SCRIPTS = {
     'SIGINT': 'import os, signal\nsignal.signal(2, signal.SIG_DFL)\nos.kill(os.getpid(), 2)',
     'handlers': 'import signal\nprint([signal.getsignal(n) for n in (1, 2, 10, 12, 13, 15, 17)])',
     'children': 'import subprocess\nprint(subprocess.run(["true"]).returncode)',
-    'workers': (
+    'libraries': (
+        'import torch, mmengine, mmsb.models\n'
+        'from mmengine.registry import MODELS, DefaultScope\n'
         'from torch.utils.data import DataLoader\n'
         'class Squares:\n'
         '    def __getitem__(self, i): return i * i\n'
         '    def __len__(self): return 4\n'
-        'print(list(DataLoader(Squares(), num_workers=2)))'
-    ),
-    'torch': 'import torch\nprint(torch.get_num_threads(), torch.cuda.is_available())',
-    'registries': (
-        'import mmengine\n'
-        'from mmengine.registry import DefaultScope\n'
-        'import mmsb.models\n'
-        'print(DefaultScope.get_current_instance(), mmengine.MODELS.get("mmsb.SBResNet"))'
+        'print(list(DataLoader(Squares(), num_workers=2)), torch.get_num_threads(), torch.cuda.is_available())\n'
+        'print(DefaultScope.get_current_instance(), MODELS.get("mmsb.SBResNet"))'
     ),
 }  # fmt: skip
 

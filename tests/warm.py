@@ -1,9 +1,9 @@
-"""A Python that starts in 0.1 s where one that imports the libraries takes 8: it is forked from a process that has them.
+"""A Python that starts in 0.1 s instead of 8: it is forked from a process that has imported the libraries.
 
-`python()` starts that process, the server, and returns an executable that is used as the interpreter is: `SCRIPT ARGS` or
-`-m MODULE ARGS`. It asks the server for a child with its own arguments, folder, environment and streams, passes signals
-on to it, and ends as the child does. Whatever is read while a library is imported (`MMSB_OPS`, `PYTHONWARNINGS`, a
-`sitecustomize`) needs a real process, and so does a test that would notice a missing import.
+`python()` starts that process, the server, and returns an executable that takes `SCRIPT ARGS` or `-m MODULE ARGS` as
+the interpreter does. The executable asks the server for a child with its own arguments, folder, environment and
+streams, passes signals on to it, and ends as the child does. What is read at import time (`MMSB_OPS`,
+`PYTHONWARNINGS`, a `sitecustomize`) needs a real process, and so does a test that is to notice a missing import.
 """
 
 import atexit
@@ -36,17 +36,16 @@ def python() -> str:
     with socket.socket(socket.AF_UNIX) as listener, (folder / 'log').open('w') as log:
         listener.bind(str(folder / 'socket'))
         listener.listen()
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-        command = [sys.executable, __file__, str(listener.fileno())]
         subprocess.Popen(  # its standard input ends when this process does
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()], env=environment,
-            start_new_session=True,
+            [sys.executable, __file__, str(listener.fileno())],
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ''},
+            stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()], start_new_session=True,
         )  # fmt: skip
     return str(executable)
 
 
 def ask(address: str, arguments: list[str]) -> int:
-    """Run in a child of the server; returns its exit code, that of a signal as a negative number."""
+    """Run in a child of the server and return its exit code: of a signal, the negative number."""
     request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
@@ -61,13 +60,14 @@ def ask(address: str, arguments: list[str]) -> int:
 
 
 def serve(listener: socket.socket) -> list:
-    """Fork for each request, as long as standard input is open; returns in the child, with the request."""
+    """Fork for each request until standard input ends. Returns in the child, with the request."""
     import gc
     import importlib.util
     import select
 
     import torch
 
+    sys.path[0] = str(ROOT)  # instead of the folder of this file
     import mmsb.engine.launcher  # noqa: F401
 
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def serve(listener: socket.socket) -> list:
         for part in ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization'):
             importlib.import_module(f'{library}.{part}')
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         with listener.accept()[0] as client:
             if os.fork() == 0:
@@ -85,7 +85,7 @@ def serve(listener: socket.socket) -> list:
 
 
 def keep(client: socket.socket) -> list:
-    """Fork the child and wait for it. When the client is gone before, the child and its processes are killed."""
+    """Fork the child and wait for it; if the client goes first, kill the child and its processes."""
     size, streams, *_ = socket.recv_fds(client, 4, 3)
     request = json.loads(client.recv(int.from_bytes(size, 'big'), socket.MSG_WAITALL))
 
@@ -119,7 +119,6 @@ def become(arguments: list[str], folder: str, environment: dict[str, str]) -> in
     import numpy as np
     import torch
 
-    own = {str(Path(__file__).parent), os.environ['PYTHONPATH']}
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -134,7 +133,7 @@ def become(arguments: list[str], folder: str, environment: dict[str, str]) -> in
     else:
         sys.argv, first, run = arguments, os.path.dirname(os.path.realpath(arguments[0])), runpy.run_path
     added = [path for path in environment.get('PYTHONPATH', '').split(os.pathsep) if path]
-    sys.path[:] = [first, *added, *(path for path in sys.path if path not in own)]
+    sys.path[:] = [first, *added, *(path for path in sys.path[1:] if path not in added)]
     try:
         run(sys.argv[0], run_name='__main__')
     except SystemExit as end:
@@ -158,7 +157,7 @@ def main() -> None:
     import threading
 
     code = become(*serve(socket.socket(fileno=int(sys.argv[1]))))
-    threading._shutdown()  # as an interpreter does at its end, which then spends a second on taking modules apart
+    threading._shutdown()  # what the interpreter does at its end, but for the second it takes to clear all modules
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code & 255)

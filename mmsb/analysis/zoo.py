@@ -101,7 +101,7 @@ def is_classifier(cfg: Config) -> bool:
 
 
 def build_backbone(cfg: Config) -> nn.Module:
-    """Build the backbone of a config alone, with the weights that its layers start with.
+    """Build the backbone of a config alone, with the weights that its layers start with; no checkpoint is read.
 
     Raises:
         ValueError: if it has none.
@@ -111,7 +111,9 @@ def build_backbone(cfg: Config) -> nn.Module:
         raise ValueError(f'the model of {cfg.filename!r} has no backbone')
     check_library(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    return MODELS.build(cfg.model.backbone)
+    return MODELS.build(
+        {key: value for key, value in cfg.model.backbone.items() if key not in ('init_cfg', 'pretrained')}
+    )
 
 
 def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexity:

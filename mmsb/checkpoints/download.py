@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from mmengine.logging import print_log
 from mmengine.runner import checkpoint as catalogue
 
 from mmsb.files import CHUNK_BYTES, sha256_of, write_whole
+from mmsb.options import one_line
 
 try:
     import fcntl
@@ -143,9 +143,7 @@ def _chunks(url: str, address: str) -> Iterator[bytes]:
             while chunk := source.read(CHUNK_BYTES):
                 count += len(chunk)
                 yield chunk
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
-    except Exception as error:  # of http.client: a connection that ends in the middle
-        raise ValueError(f'checkpoint {url!r} cannot be downloaded: {type(error).__name__}') from error
+    except Exception as error:  # of the network, of HTTP, of TLS
+        raise ValueError(f'checkpoint {url!r} cannot be downloaded: {one_line(error)}') from error
     if length is not None and count != int(length):
         raise ValueError(f'checkpoint {url!r} came with {count:,} of {int(length):,} bytes: try again')

@@ -32,12 +32,13 @@ def local_path(path: str | os.PathLike) -> str | None:
     return None if '://' in path else os.path.expanduser(path)
 
 
-def load_checkpoint(path: str | os.PathLike, *, trust: bool | None = None):
+def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None):
     """Load all that a checkpoint holds, onto the CPU, without running code from it.
 
     Args:
         path: file (.pth of any library, .safetensors), URL, or 'torchvision://resnet50' and the like; these two are
             downloaded first (`download.fetch`).
+        own: whether the caller wrote the file itself: it is trusted below torch 2.6, which reads no pickle as data.
         trust: whether a file that is more than data may run its code; None: as `install_reader` was told.
 
     Raises:
@@ -52,25 +53,28 @@ def load_checkpoint(path: str | os.PathLike, *, trust: bool | None = None):
             from safetensors.torch import load_file
 
             return load_file(file)
-        if _is_trusted(file) if trust is None else trust:
+        own = torch.__version__ < DATA_FROM and (own or _is_in(file, _trusted['folders']))
+        if own or (_trusted['everything'] if trust is None else trust):
+            archive.check(file, work=False)
             return torch.load(file, map_location='cpu', weights_only=False)
         return _load_as_data(file)
     except Exception as error:  # a file that is no checkpoint raises anything
         raise ValueError(f'checkpoint {path!r} cannot be read as data: {_reason(error)}') from error
 
 
-def load_state_dict(path: str | os.PathLike, *, trust: bool | None = None) -> dict:
+def load_state_dict(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None) -> dict:
     """Load the weights of a checkpoint, onto the CPU, without running code from it.
 
     Args:
         path: see `load_checkpoint`.
+        own: likewise.
         trust: likewise.
 
     Raises:
         FileNotFoundError: if a local file is missing.
         ValueError: if the file holds no state dict, or something that is not data.
     """
-    checkpoint = load_checkpoint(path, trust=trust)
+    checkpoint = load_checkpoint(path, own=own, trust=trust)
     for name in _CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
@@ -92,7 +96,7 @@ def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
 
     Args:
         trust: whether files that are more than data may run their code.
-        own: folders that this run itself writes. Below torch 2.6, which reads no pickle as data, their files may.
+        own: folders that this run itself writes: their files are its own.
     """
     _trusted.clear()
     _trusted.update(everything=trust, folders=[Path(folder).resolve() for folder in own])
@@ -116,9 +120,8 @@ def require_file(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} {what}')
 
 
-def _is_trusted(file: str) -> bool:
-    own = _trusted['folders'] if torch.__version__ < DATA_FROM else ()
-    return _trusted['everything'] or any(Path(file).resolve().is_relative_to(folder) for folder in own)
+def _is_in(file: str, folders: list[Path]) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
 
 
 def _load_as_data(file: str):

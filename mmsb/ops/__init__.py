@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-from .roi_precision import PatchRoIExtractor
+from .detector_precision import PatchDetectors
 
 EXTENSION = 'mmcv._ext'
 
@@ -43,4 +43,4 @@ def install() -> None:
         raise ValueError(f"environment variable MMSB_OPS must be 'on' or 'off', got {wanted!r}")
     if wanted == 'on' and not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.append(ExtensionFinder())
-        sys.meta_path.insert(0, PatchRoIExtractor())
+        sys.meta_path.insert(0, PatchDetectors())

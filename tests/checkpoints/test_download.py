@@ -119,6 +119,7 @@ def test_files_without_a_hash_are_told_and_kept_apart(site, tmp_path, monkeypatc
     assert download._HASH.search('model.pth-0676ba61') is None
 
 
+@pytest.mark.untrusted
 def test_what_comes_from_the_network_is_data_as_well(site, tmp_path):
     canary = tmp_path / 'canary'
     url = site.put(archive(os_system(str(canary))))

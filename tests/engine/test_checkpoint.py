@@ -4,8 +4,8 @@ import errno
 import hashlib
 import os
 import signal
-from types import SimpleNamespace
 
+import torch
 from chaos.inject import InSaves, at_iteration, die, raising
 from chaos.victim import differing, train, weights_of, write_config
 
@@ -15,16 +15,20 @@ from mmsb.checkpoints.store import find_checkpoint, why_invalid
 from mmsb.engine.checkpoint import CheckpointHook
 
 
-def test_names_in_a_checkpoint_reach_no_other_files(tmp_path):
-    (tmp_path / 'out').mkdir()
-    for name in ('outside.pth', 'out/inside.pth', 'out/notes.txt'):
-        (tmp_path / name).write_text('')
-    hook = CheckpointHook()
-    hook.out_dir = str(tmp_path / 'out')
-    hook.file_backend = store.CheckpointBackend()
-    doomed = ['../outside.pth', str(tmp_path / 'outside.pth'), 'notes.txt', 'inside.pth']
-    hook._remove_doomed(SimpleNamespace(rank=0, message_hub=SimpleNamespace(get_info=lambda *_: doomed)))
-    assert {path.name for path in tmp_path.rglob('*.*')} == {'outside.pth', 'notes.txt'}
+def test_names_in_a_checkpoint_reach_no_other_files(arena):
+    config = write_config(arena / 'config.py', steps=1, save_best=False)
+    train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(5, die))
+    checkpoint = load_checkpoint(arena / 'run/iter_4.pth')
+    doomed = ['../outside.pth', str(arena / 'outside.pth'), 'notes.txt', 'inside.pth']
+    checkpoint['message_hub']['runtime_info']['doomed_ckpts'] = doomed
+    for name in ('outside.pth', 'run/notes.txt', 'run/inside.pth'):
+        (arena / name).write_text('')
+    torch.save(checkpoint, arena / 'forged.pth')
+    resumed = train(arena, config, '--work-dir', 'run', '--resume', 'forged.pth')
+    assert resumed.code == 0, resumed.said()
+    assert (arena / 'outside.pth').exists()
+    assert (arena / 'run/notes.txt').exists()
+    assert not (arena / 'run/inside.pth').exists()
 
 
 def test_killed_in_a_save_with_one_checkpoint_kept(arena):

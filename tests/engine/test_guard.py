@@ -3,20 +3,17 @@
 import os
 import signal
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 import torch
 from chaos.inject import at_iteration
 from chaos.ranks import Team
-from chaos.victim import differing, train, weights_of, write_config
-from torch import nn
+from chaos.victim import amp_on_cpu, differing, train, weights_of, write_config
 from torch.utils.data import DataLoader
 
 from mmsb.checkpoints.store import find_checkpoint, why_invalid
 from mmsb.engine import GuardHook
 from mmsb.engine.exact_data import PatientWorker
-from mmsb.engine.stops import RunStopped
 
 PATIENCE_S = 120
 
@@ -34,8 +31,11 @@ def _bad_loss(value: float):
     return spoil
 
 
-def _bad_gradient(runner) -> None:
-    next(runner.model.parameters()).register_hook(lambda gradient: gradient * float('nan'))
+def _bad_gradient(index: int):
+    def spoil(runner) -> None:
+        list(runner.model.parameters())[index].register_hook(lambda gradient: gradient * float('nan'))
+
+    return spoil
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,10 @@ def _bad_gradient(runner) -> None:
     [
         (_bad_loss(float('nan')), 'the loss is nan'),
         (_bad_loss(float('inf')), 'the loss is inf'),
-        (_bad_gradient, 'the norm of the gradient is nan'),
+        (_bad_gradient(0), 'the norm of the gradient is nan'),
+        (_bad_gradient(-1), 'the norm of the gradient is nan'),
     ],
-    ids=['nan', 'inf', 'gradient'],
+    ids=['nan', 'inf', 'first gradient', 'last gradient'],
 )
 def test_what_is_no_number_stops_before_the_step(arena, spoil, says):
     config = write_config(arena / 'config.py', steps=1)
@@ -73,43 +74,26 @@ def test_what_is_no_number_stops_before_the_step(arena, spoil, says):
     assert all(torch.equal(saved[name], value) for name, value in then.items())
 
 
-class _Scaler:
-    """A dynamic loss scale, as of AMP."""
+@pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch < 2.3 scales losses on a GPU only')
+def test_a_loss_scale_that_is_being_found_is_no_failure(arena):
+    config = write_config(arena / 'config.py', steps=2, amp=True)
+    with config.open('a') as lines:
+        lines.write("custom_hooks = [dict(type='mmsb.GuardHook', max_skipped_steps=3)]\n")
+    infinite = {0, 1, 2, 4, 5, 6, 7}
 
-    def __init__(self, found_inf: list[bool]) -> None:
-        self.scale, self.found_inf = 2.0**16, found_inf
+    def spoil(runner) -> None:
+        first = next(runner.model.parameters())
+        first.register_hook(lambda gradient: gradient * float('inf') if runner.iter in infinite else gradient)
 
-    def get_scale(self) -> float:
-        return self.scale
+    def before() -> None:
+        amp_on_cpu()
+        at_iteration(0, spoil)
 
-
-class _Wrapper:
-    def __init__(self, found_inf: list[bool]) -> None:
-        self.loss_scaler, self.steps = _Scaler(found_inf), 0
-
-    def backward(self, loss) -> None:
-        loss.backward()
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.loss_scaler.found_inf.pop(0):
-            self.loss_scaler.scale /= 2
-
-
-def test_a_loss_scale_that_is_being_found_is_no_failure():
-    runner = SimpleNamespace(
-        iter=0, epoch=0, rank=0, train_loop=None, logger=SimpleNamespace(error=print),
-        message_hub=SimpleNamespace(get_info=lambda _: None),
-    )  # fmt: skip
-    hook = GuardHook(max_skipped_steps=3)
-    hook._batch = None
-    wrapper = _Wrapper([True] * 3 + [False] + [True] * 4)
-    hook._watch(runner, wrapper)
-    for _ in range(7):
-        wrapper.step()
-    with pytest.raises(RunStopped, match='not finite 4 times in a row') as stopped:
-        wrapper.step()
-    assert stopped.value.exit_code == 65
+    stopped = train(arena, config, '--work-dir', 'run', before=before)
+    assert stopped.code == 65, stopped.said()
+    last = stopped.said().splitlines()[-1]
+    assert 'the gradient was not finite 4 times in a row' in last
+    assert 'at iteration 8 (epoch 2)' in last
 
 
 @pytest.mark.parametrize(
@@ -201,14 +185,3 @@ def test_a_signal_in_a_validation_stops_both_at_the_same_batch(arena):
     resumed = Team(arena, config, '--work-dir', 'run', '--resume', *options)
     assert resumed.wait(PATIENCE_S) == 0, resumed.said()
     assert differing(weights_of(arena / 'whole/iter_6.pth'), weights_of(arena / 'run/iter_6.pth')) == []
-
-
-def test_the_norm_is_over_all_gradients():
-    from mmsb.engine.guard import _gradient_norm
-
-    layer = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1)
-    assert _gradient_norm(SimpleNamespace(optimizer=optimizer)) is None
-    layer.weight.grad = torch.tensor([[3.0, 4.0]])
-    layer.bias.grad = torch.tensor([12.0])
-    assert float(_gradient_norm(SimpleNamespace(optimizer=optimizer))) == 13

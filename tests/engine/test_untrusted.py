@@ -1,16 +1,16 @@
 """No way to hand a checkpoint to the tools runs what is in it, unless they are told to trust it."""
 
 import signal
-import sys
 
 import pytest
 import torch
 from chaos.inject import at_iteration, die
 from chaos.malicious import checkpoints
-from chaos.victim import train, weights_of, write_config
+from chaos.victim import ROOT, train, weights_of, write_config
 
 from mmsb.checkpoints.load import load_checkpoint
 
+pytestmark = pytest.mark.untrusted
 ATTACKS = ('call of os.system', 'call of getattr of a module', 'call of class with setstate', 'TorchScript',
            'old format, pickle 3', 'bare pickle')  # fmt: skip
 WAYS = {
@@ -50,32 +50,31 @@ def test_a_malicious_file_is_refused(arena, way):
         assert not canary.exists(), attack
 
 
-TEACHER = """
-from mmengine.runner import load_checkpoint
-from mmpretrain.models import ImageClassifier
-from mmpretrain.registry import MODELS
-
-
-@MODELS.register_module()
-class Student(ImageClassifier):
-    def __init__(self, teacher_ckpt, **kwargs):
-        super().__init__(**kwargs)
-        load_checkpoint(self, teacher_ckpt)
-"""
+DETECTOR = dict(
+    backbone=dict(type='mmsb.SBResNetCifar', depth=11, base_channels=1, out_indices=(2,)),
+    neck=dict(type='FPN', in_channels=[16], out_channels=8, num_outs=1),
+    bbox_head=dict(
+        type='RetinaHead', num_classes=10, in_channels=8, feat_channels=8, stacked_convs=1,
+        anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4]),
+    ),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     'way', [('train.py',), ('train.py', '--stock-hooks'), ('test.py', 'sound.pth')], ids=['safe', 'stock', 'test']
 )
 def test_a_network_that_loads_in_its_constructor_loads_data(arena, way):
-    """As the students of MMDetection do, which load `teacher_ckpt`: the network is built before the runner is."""
+    """Students of MMDetection load their teacher when they are built, which is before the runner is."""
     tool, *options = way
-    (arena / 'student.py').write_text(TEACHER)
-    write_config(arena / 'base.py', by_epoch=False, steps=1)
     (arena / 'config.py').write_text(f"""
-_base_ = 'base.py'
-custom_imports = dict(imports=['student'])
-model = dict(type='Student', teacher_ckpt={str(arena / 'attack.pth')!r})
+_base_ = '{ROOT}/configs/demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
+model = dict(
+    _delete_=True,
+    type='KnowledgeDistillationSingleStageDetector',
+    teacher_config=dict(model=dict(type='RetinaNet', **{DETECTOR})),
+    teacher_ckpt={str(arena / 'attack.pth')!r},
+    **{DETECTOR},
+)
 """)
     torch.save({}, arena / 'sound.pth')
     canary = arena / 'canary'
@@ -84,7 +83,7 @@ model = dict(type='Student', teacher_ckpt={str(arena / 'attack.pth')!r})
         canary.unlink(missing_ok=True)
         (arena / 'attack.pth').write_bytes(made[attack][1])
         args = ('config.py', *options, '--work-dir', 'run')
-        refused = train(arena, *args, tool=tool, before=lambda: sys.path.insert(0, str(arena)))
+        refused = train(arena, *args, tool=tool)
         assert not canary.exists(), attack
         assert refused.code == 1, (attack, refused.said())
         assert "attack.pth' cannot be read as data" in refused.said().splitlines()[-1]

@@ -5,10 +5,21 @@ import torch
 from cases import use_kernels
 from mmcv import ops
 from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
+from mmdet.models.task_modules.prior_generators import AnchorGenerator, MlvlPointGenerator
+from mmengine.utils import digit_version
 
 import mmsb.ops.ext
 
-REDUCED = (torch.bfloat16, torch.float16)
+REDUCED = (
+    torch.bfloat16,
+    pytest.param(
+        torch.float16,
+        marks=pytest.mark.skipif(
+            digit_version(torch.__version__) < digit_version('2.3'),
+            reason='float16 autocast on the CPU came with torch 2.3',
+        ),
+    ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +80,20 @@ def test_boxes_of_a_detector_stay_in_float32(extractor, options, dtype):
     assert output.dtype == dtype
     torch.testing.assert_close(output, expected.to(dtype))
     assert (expected - rounded).abs().max() > 0.1
+
+
+@pytest.mark.parametrize('dtype', REDUCED)
+@pytest.mark.parametrize(
+    'generator', [AnchorGenerator(strides=[5], ratios=[0.5, 1], scales=[6]), MlvlPointGenerator(strides=[5])]
+)
+def test_anchors_and_points_of_a_detector_are_float32(generator, dtype):
+    """MMDetection's heads ask for them in the type of the scores; neither has 1997.5."""
+    expected = generator.grid_priors([(3, 400)], device='cpu')
+    assert torch.equal(generator.grid_priors([(3, 400)], dtype=dtype, device='cpu')[0], expected[0])
+    assert torch.equal(generator.grid_priors([(3, 400)], dtype, 'cpu')[0], expected[0])
+    some = torch.tensor([5, 399])
+    assert torch.equal(
+        generator.sparse_priors(some, (3, 400), 0, dtype=dtype, device='cpu'),
+        generator.sparse_priors(some, (3, 400), 0, device='cpu'),
+    )
+    assert not torch.equal(expected[0].to(dtype).float(), expected[0])
