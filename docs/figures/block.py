@@ -4,6 +4,7 @@ python docs/figures/block.py [OUT]
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -76,7 +77,7 @@ def draw(path: str | Path) -> None:
         box(x, 2.9, text, shape, GREY)
     for i, (text, shape) in enumerate(below):
         box(2.5 * i, 0.3, text, shape, RED)
-    for left, right in zip(places, places[1:], strict=False):
+    for left, right in itertools.pairwise(places):
         arrow((left + 1.8, 3.32), (right - 0.1, 3.32))
     for i in range(len(below) - 1):
         arrow((2.5 * i + 1.8, 0.72), (2.5 * i + 2.4, 0.72))
