@@ -36,11 +36,12 @@ def python() -> str:
     with socket.socket(socket.AF_UNIX) as listener, (folder / 'log').open('w') as log:
         listener.bind(str(folder / 'socket'))
         listener.listen()
-        subprocess.Popen(  # its standard input ends when this process does
+        server = subprocess.Popen(
             [sys.executable, __file__, str(listener.fileno())],
             env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ''},
             stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()], start_new_session=True,
         )  # fmt: skip
+    atexit.register(server.communicate)  # closes its standard input, as does the end of a process that is killed
     return str(executable)
 
 
@@ -61,8 +62,9 @@ def ask(address: str, arguments: list[str]) -> int:
 
 def serve(listener: socket.socket) -> list:
     """Fork for each request until standard input ends. Returns in the child, with the request."""
+    import contextlib
     import gc
-    import importlib.util
+    import importlib
     import select
 
     import torch
@@ -71,9 +73,10 @@ def serve(listener: socket.socket) -> list:
     import mmsb.engine.launcher  # noqa: F401
 
     torch.set_num_threads(1)
-    for library in filter(importlib.util.find_spec, ('mmpretrain', 'mmdet', 'mmseg')):
-        for part in ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization'):
-            importlib.import_module(f'{library}.{part}')
+    for library in ('mmpretrain', 'mmdet', 'mmseg'):
+        with contextlib.suppress(ImportError):  # then a tool that needs it says so
+            for part in ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization'):
+                importlib.import_module(f'{library}.{part}')
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
@@ -97,12 +100,12 @@ def keep(client: socket.socket) -> list:
 
     signal.signal(signal.SIGCHLD, end)
     child = os.fork()
+    os.setpgid(child, child)  # in both, so that it is done before either goes on
     for target, stream in enumerate(streams):
         if child == 0:
             os.dup2(stream, target)
         os.close(stream)
     if child == 0:
-        os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return request
     while number := client.recv(1):
@@ -137,9 +140,11 @@ def become(arguments: list[str], folder: str, environment: dict[str, str]) -> in
     try:
         run(sys.argv[0], run_name='__main__')
     except SystemExit as end:
-        if isinstance(end.code, str):
+        if isinstance(end.code, int):
+            return end.code
+        if end.code is not None:
             print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1

@@ -34,11 +34,11 @@ def write_checkpoint(path: str | os.PathLike, content: bytes) -> None:
 
     def write(unfinished: Path) -> None:
         unfinished.write_bytes(content)
-        _write_hash_file(path, line + old.replace(line, ''))
+        write_text(_hash_file(path), line + old.replace(line, ''))
 
     write_whole(path, write)
     if old:
-        _write_hash_file(path, line)
+        write_text(_hash_file(path), line)
 
 
 def remove_checkpoint(path: str | os.PathLike) -> None:
@@ -165,7 +165,3 @@ def _read_hash_file(path: str | os.PathLike) -> str:
             return file.read()
     except FileNotFoundError:
         return ''
-
-
-def _write_hash_file(path: str | os.PathLike, lines: str) -> None:
-    write_text(_hash_file(path), lines)

@@ -23,7 +23,7 @@ from torch import nn
 from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
 from mmsb.configs import build_model, check_library, read_config
 from mmsb.datasets.paths import check_paths
-from mmsb.models.weights import check_fit, is_pretrained
+from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
 from .processes import is_restart, rank_in_environment, start_processes
@@ -171,6 +171,10 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     model = build_model(cfg)
     if start and local_path(start):
         _check_start(model, start, whole)
+    if not (start and whole):
+        for part in model.modules():
+            if getattr(part, 'pretrained_cfg', None) is not None:
+                check_pretrained(part, part.pretrained_cfg)
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:

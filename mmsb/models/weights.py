@@ -106,6 +106,17 @@ def check_fit(path: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor
         raise ValueError(f'checkpoint {path!r} does not fit: it has no {_names(missing)}')
 
 
+def check_pretrained(backbone: nn.Module, pretrained: Mapping) -> None:
+    """Check that the checkpoint of a `Pretrained` init_cfg fits an SBResNet.
+
+    Raises:
+        ValueError: if it does not: a shape, a missing or an unknown weight, 3x3 convolutions where the network has
+            another layer.
+        FileNotFoundError: if it does not exist.
+    """
+    _read_fitting(backbone, pretrained)
+
+
 def load_pretrained(backbone: nn.Module, pretrained: Mapping) -> list[str]:
     """Load the checkpoint of a `Pretrained` init_cfg into an SBResNet.
 
@@ -117,16 +128,29 @@ def load_pretrained(backbone: nn.Module, pretrained: Mapping) -> list[str]:
         names of the parts that the checkpoint lacks.
 
     Raises:
-        ValueError: if the checkpoint does not fit: a shape, a missing or an unknown weight, 3x3 convolutions where the
-            network has another layer.
-        FileNotFoundError: if it does not exist.
+        ValueError, FileNotFoundError: see `check_pretrained`.
     """
+    path = pretrained['checkpoint']
+    theirs, new_parts = _read_fitting(backbone, pretrained)
+    backbone.load_state_dict(theirs, strict=False)
+    count = sum(key not in theirs for key, _ in backbone.named_parameters())
+    start = ''
+    if backbone.bias_modules() and not any(map(_BIAS.search, theirs)):
+        start = '; spatial bias starts at zero effect'
+        for block in backbone.modules():
+            if hasattr(block, 'zero_bias'):
+                block.zero_bias()
+    print_log(f'loaded {len(theirs)} tensors of {path!r}; {count} parameters are new{start}', logger='current')
+    return new_parts
+
+
+def _read_fitting(backbone: nn.Module, pretrained: Mapping) -> tuple[dict[str, Tensor], list[str]]:
+    """Read the weights for a backbone, and the names of its parts that the checkpoint lacks."""
     path = pretrained['checkpoint']
     theirs = read_backbone(path, pretrained.get('prefix'))
     further_stages = tuple(f'layer{i}.' for i in range(backbone.num_stages + 1, 5))
     theirs = {key: value for key, value in theirs.items() if not key.startswith(further_stages)}
-    if theirs.pop('conv1.bias', None) is not None:  # Caffe's ResNets have one before their first batch norm
-        print_log(f'conv1.bias of {path!r} is left out, as the libraries do', logger='current')
+    theirs.pop('conv1.bias', None)  # Caffe's ResNets have one before their first batch norm; the libraries drop it, too
     ours = backbone.state_dict()
     if 'layer1.0.conv2.weight' in theirs and 'layer1.0.conv2.weight' not in ours:
         kind = type(backbone.layer1[0].conv2).__name__
@@ -141,17 +165,7 @@ def load_pretrained(backbone: nn.Module, pretrained: Mapping) -> list[str]:
     check_fit(
         path, {key: value for key, value in ours.items() if key in theirs or not key.startswith(may_miss)}, theirs
     )
-
-    backbone.load_state_dict(theirs, strict=False)
-    count = sum(key not in theirs for key, _ in backbone.named_parameters())
-    start = ''
-    if backbone.bias_modules() and not has_bias:
-        start = '; spatial bias starts at zero effect'
-        for block in backbone.modules():
-            if hasattr(block, 'zero_bias'):
-                block.zero_bias()
-    print_log(f'loaded {len(theirs)} tensors of {path!r}; {count} parameters are new{start}', logger='current')
-    return new_parts
+    return theirs, new_parts
 
 
 def load_head(model: nn.Module, path: str) -> None:

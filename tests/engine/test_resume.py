@@ -56,10 +56,14 @@ def whole_runs(demo_data, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(
-    ('name', 'by_epoch'),
-    [('faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes', True), ('fpn_sb-resnet20_b8-200i_digits-scenes', False)],
+    ('library', 'name', 'by_epoch'),
+    [
+        ('mmdet', 'faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes', True),
+        ('mmseg', 'fpn_sb-resnet20_b8-200i_digits-scenes', False),
+    ],
 )
-def test_detection_and_segmentation_too(arena, name, by_epoch):
+def test_detection_and_segmentation_too(arena, library, name, by_epoch):
+    pytest.importorskip(f'{library}.apis')  # once for the three trainings
     (arena / 'config.py').write_text(f"""
 _base_ = '{ROOT}/configs/demo/{name}.py'
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(indices=6))

@@ -407,7 +407,7 @@ def _train_a_step(rank, folder):
 
 def test_two_processes_get_the_gradients_of_one(tmp_path):
     _train_a_step(None, tmp_path)
-    torch.multiprocessing.spawn(_train_a_step, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_train_a_step, (str(tmp_path),), nprocs=2, start_method='fork')
     alone, *both = (torch.load(tmp_path / f'{rank}.pth') for rank in (None, 0, 1))
     for gradients in both:
         for key, value in alone.items():
