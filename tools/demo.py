@@ -130,7 +130,7 @@ def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: lis
 
 
 def main() -> None:
-    argparse.ArgumentParser(description='Show what spatial bias does, within minutes; writes work_dirs/demo.').parse_args()
+    argparse.ArgumentParser(description='Show what spatial bias does, in minutes; writes work_dirs/demo.').parse_args()
     logging.disable(logging.WARNING)  # the libraries warn about operations that this task does not use
     warnings.simplefilter('ignore')
     digits.write('data/demo')
