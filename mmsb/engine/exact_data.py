@@ -45,7 +45,7 @@ class _Items:
 
 
 class PatientWorker:
-    """Initializes a worker so that it outlives, for a while, a signal that the training process also receives.
+    """Initialises a worker so that it outlives, for a while, a signal that the training process also receives.
 
     A scheduler signals every process of a job. A training or validation worker that died at once would bring the
     training down before its iteration is finished and saved. When the training process itself ends the worker, the

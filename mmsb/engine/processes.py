@@ -11,7 +11,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 
 def start_processes(cfg: Config) -> None:
-    """Initialize the process group of a distributed run, as the runner would; without a GPU, use gloo."""
+    """Initialise the process group of a distributed run, as the runner would; without a GPU, use gloo."""
     if cfg.launcher == 'none' or torch.distributed.is_initialized():
         return
     env_cfg = cfg.get('env_cfg') or {}
