@@ -2,8 +2,8 @@
 
 Source: Chi et al., "Non-Local Neural Networks With Grouped Bilinear Attentional Transforms", CVPR 2020; names and
 initial values follow timm's `BatNonLocalAttn`, sizes follow BAT-ResNet-50. It computes the same function as timm's.
-timm multiplies by H x H and W x W matrices that are mostly zeros: Kronecker products of S x S matrices and the identity.
-Here the S x S matrices act directly on the S blocks of the map.
+timm multiplies by H x H and W x W matrices that are mostly zeros: Kronecker products of S x S matrices with the
+identity. Here the S x S matrices act directly on the S blocks of the map.
 """
 
 import torch

@@ -49,6 +49,6 @@ def check_batch(block: str, norm: nn.Module, batch_size: int) -> None:
     """
     if norm.training and batch_size < 2 and not isinstance(norm, nn.SyncBatchNorm):
         raise ValueError(
-            f'{block} needs at least 2 images per process in training, got {batch_size}: '
+            f'{block} needs at least 2 images a process in training, got {batch_size}: '
             'its batch norm sees one value per channel and image (use eval mode, or set norm_eval=True)'
         )

@@ -1,8 +1,8 @@
 """Style-based recalibration: scale each channel according to its own mean and standard deviation.
 
 Source: Lee et al., "SRM: A Style-based Recalibration Module for Convolutional Neural Networks", arXiv:1903.10829,
-section 3.1. Differs from the paper: a small constant under the square root of the standard deviation, as in the authors'
-code; without it a constant channel has no finite gradient.
+section 3.1. Differs from the paper: a small constant under the square root of the standard deviation, as in the
+authors' code; without it a constant channel has no finite gradient.
 """
 
 import torch
