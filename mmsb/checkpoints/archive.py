@@ -49,8 +49,8 @@ def check(path: str | os.PathLike, *, work: bool = True) -> None:
 def check_work(file: BinaryIO) -> None:
     """Check that the time to load one pickle is proportional to its length.
 
-    References can make it longer: a tuple of two tuples of two tuples ... takes 2^depth steps to hash, and each copy of a
-    long dict takes as many steps as the dict is long. So each value is assigned the number of its parts, counted
+    References can make it longer: a tuple of two tuples of two tuples ... takes 2^depth steps to hash, and each copy of
+    a long dict takes as many steps as the dict is long. So each value is assigned the number of its parts, counted
     recursively, and each operation costs the parts of the values that it pops.
     """
     stack: list[list[int] | None] = []  # number of parts of each value, shared by references; None is a mark

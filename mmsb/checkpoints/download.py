@@ -99,7 +99,7 @@ def _look_up(url: str, name: str, addresses: dict[str, str]) -> str:
     if name not in addresses:
         near = difflib.get_close_matches(name, addresses, n=3)
         hint = f' (did you mean {" or ".join(near)}?)' if near else ''
-        raise ValueError(f'checkpoint {url!r} is none of the {len(addresses)} names of its catalogue{hint}')
+        raise ValueError(f'checkpoint {url!r} is not among the {len(addresses)} names in its catalogue{hint}')
     return addresses[name]
 
 
@@ -125,7 +125,7 @@ def _download(url: str, address: str, file: Path, expected: str | None) -> None:
         got = sha256_of(unfinished)
         if expected and not got.startswith(expected):
             raise ValueError(
-                f'checkpoint {url!r} is not the file that its name says: SHA-256 {got[:16]}..., needs {expected}...'
+                f'checkpoint {url!r} does not match the hash in its name: SHA-256 {got[:16]}..., needs {expected}...'
             )
 
     write_whole(file, write)

@@ -60,7 +60,7 @@ def why_invalid(path: str | os.PathLike) -> str | None:
         require_file(path)
         hashes = [line.split(' ')[0] for line in _read_hash_file(path).splitlines()]
         if hashes and sha256_of(path) not in hashes:
-            return 'does not have the content that its .sha256 says: it is damaged'
+            return 'does not match its .sha256: it is damaged'
         load_checkpoint(path)
     except (ValueError, OSError) as error:
         return one_line(error).removeprefix(f'checkpoint {os.fspath(path)!r} ')
