@@ -3,7 +3,7 @@
 # Data and head follow mmseg's sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py. Where the paper gives no value, this follows
 # the closest upstream recipe (FPN, 40k, AdamW, 8 x 4 images), poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py:
 # lr 2e-4, weight decay 1e-4, poly 0.9 down to 0, no warm-up.
-# Differs from both: batch norm is not synchronised, since 14 images per GPU are enough (with fewer, set sync_bn='torch').
+# Differs from both: batch norm is not synchronised, 14 images per GPU are enough (with fewer, set sync_bn='torch').
 default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -1,5 +1,5 @@
-# Faster R-CNN with FPN on 128 COCO images, for a CPU: short side 320, 12 epochs, batches of 4 images. AdamW, because the
-# new layers see each image only 12 times.
+# Faster R-CNN with FPN on 128 COCO images, for a CPU: short side 320, 12 epochs, batches of 4 images. AdamW, because
+# the new layers see each image only 12 times.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 data_root = 'data/coco128'
 train_pipeline = [
@@ -16,9 +16,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 model = dict(
-    train_cfg=dict(
-        rpn_proposal=dict(max_per_img=300), rcnn=dict(sampler=dict(num=128))
-    ),  # 1000, 512 -> 300, 128: half the work
+    train_cfg=dict(rpn_proposal=dict(max_per_img=300), rcnn=dict(sampler=dict(num=128))),  # 1000, 512: half the work
     test_cfg=dict(rpn=dict(max_per_img=300)),
 )
 train_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, pipeline=train_pipeline))
