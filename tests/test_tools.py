@@ -252,7 +252,7 @@ def test_check_of_the_data(demo_data, tmp_path, run_tool):
                     fresh=True)  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert [line for line in done.stdout.splitlines() if ': ' in line] == [
-        'error: broken/train/7/0.png: is empty (0 bytes): fetch it again',
+        'error: broken/train/7/0.png: is empty (0 bytes): download it again',
         'train: 10 images, 1 error, 0 warnings',
         'val and test: 360 images, 0 errors, 0 warnings',
     ]
