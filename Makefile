@@ -8,6 +8,11 @@ SETUPTOOLS := 'setuptools>=80,<82'
 # A compiled mmcv in pip's cache may be one for another PyTorch.
 LIGHT := --no-cache-dir
 export MMCV_WITH_OPS := 0
+# Syntax that an old Python reads too: it says its version instead of failing on a package.
+define NEW_VENV
+@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: mmsb needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+$(PYTHON) -m venv
+endef
 PYTEST := python -m pytest -n 2 --dist loadfile tests
 
 .PHONY: demo test test-stock test-newest test-ops bench chaos lint format golden
@@ -15,7 +20,7 @@ PYTEST := python -m pytest -n 2 --dist loadfile tests
 
 # What users install: PyTorch, the OpenMMLab family, mmsb.
 $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/runtime.txt setup.py
-	$(PYTHON) -m venv $(VENV)
+	$(NEW_VENV) $(VENV)
 	$(BIN)/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
 	@echo "installing PyTorch (about a minute)"
 	$(BIN)/$(INSTALL) -r requirements/torch.txt
@@ -37,7 +42,7 @@ test: $(VENV)/full
 
 # Other sets of packages, each in an environment of its own; docs/packages.md says which were run, and when.
 .venv-newest/ready: requirements/mminstall.txt requirements/runtime.txt requirements/dev.txt setup.py
-	$(PYTHON) -m venv .venv-newest
+	$(NEW_VENV) .venv-newest
 	.venv-newest/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
 	.venv-newest/bin/$(INSTALL) --upgrade torch torchvision
 	.venv-newest/bin/$(INSTALL) $(LIGHT) $(addprefix -r requirements/,mminstall.txt runtime.txt dev.txt)
@@ -45,7 +50,7 @@ test: $(VENV)/full
 	@touch $@
 
 .venv-stock-%/ready: requirements/stock-%.txt requirements/stock.txt setup.py
-	$(PYTHON) -m venv .venv-stock-$*
+	$(NEW_VENV) .venv-stock-$*
 	.venv-stock-$*/bin/$(INSTALL) --upgrade pip
 	.venv-stock-$*/bin/$(INSTALL) -r $<
 	.venv-stock-$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
@@ -64,7 +69,7 @@ test-stock-%: .venv-stock-%/ready
 # mmsb.ops against mmcv's own compiled kernels. Needs a C++ compiler and half an hour; PyTorch 2.12 is the last whose headers
 # these kernels compile with.
 .venv-ops/ready: requirements/mminstall.txt requirements/runtime.txt setup.py
-	$(PYTHON) -m venv .venv-ops
+	$(NEW_VENV) .venv-ops
 	.venv-ops/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel ninja pytest
 	.venv-ops/bin/$(INSTALL) torch==2.12.1 torchvision==0.27.1
 	MMCV_WITH_OPS=1 .venv-ops/bin/$(INSTALL) --no-cache-dir --no-build-isolation $$(grep onedl-mmcv requirements/mminstall.txt)
@@ -86,7 +91,7 @@ bench: $(VENV)/light
 
 # What a training survives: faults of many kinds, here and with stock mmengine; some 17 minutes on a CPU.
 chaos: $(VENV)/full
-	$(BIN)/python tools/chaos.py --json work_dirs/chaos.json
+	PYTHONPATH=tests $(BIN)/python -m chaos.campaign --json work_dirs/chaos.json
 
 lint: $(VENV)/full
 	$(BIN)/ruff check .

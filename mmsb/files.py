@@ -22,17 +22,35 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Write a file in one step: whoever reads it finds the old content or the new. Several processes may do so.
+    """Replace a file in one step: whole or not at all, also after a power failure. Several processes may do so.
 
     Args:
         path: of the file.
-        write: gets the path of an unfinished file beside it; if it raises, that one is removed and the old one stays.
+        write: gets the path of an unfinished file beside it, `.NAME.PID.tmp`.
+
+    Raises:
+        OSError: it can't be written; the old file is as it was. Likewise for whatever `write` raises.
     """
-    unfinished = Path(f'{os.fspath(path)}.{os.getpid()}.tmp')
+    path = Path(path)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         write(unfinished)
-        with unfinished.open('rb') as file:
-            os.fsync(file.fileno())
+        _sync(unfinished)
         os.replace(unfinished, path)
-    finally:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)  # else the rename itself may be lost
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace a text file in one step, as `write_whole` does."""
+    write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -49,5 +49,19 @@ def known_options(init: Callable) -> Callable:
 
 
 def one_line(error: Exception) -> str:
-    """Say in one line what an exception says, or what it is if it says nothing."""
-    return ' '.join(str(error).split()) or type(error).__name__
+    """Return the text of an exception in one line, or its type if it has none."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if text.startswith('Caught ') and 'Original Traceback' in text:  # from a worker of a dataloader
+        text = text.splitlines()[-1]
+    return ' '.join(text.split()) or type(error).__name__
+
+
+def positive_integer(name: str, value) -> int:
+    """Return `value` if it is an integer of at least 1.
+
+    Raises:
+        ValueError: otherwise; names the option and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
+    return value

@@ -1,5 +1,6 @@
 """Shared fixtures: the demo data, made once, and a way to run a tool as a user does; GPUs are hidden."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from mmsb.checkpoints.load import DATA_FROM, SOUND_FROM, install_reader
 from mmsb.datasets import digits
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,6 +26,10 @@ def pytest_configure(config) -> None:
 
 
 def pytest_runtest_setup(item) -> None:
+    if item.get_closest_marker('untrusted') and torch.__version__ < SOUND_FROM:
+        pytest.skip('the reader of PyTorch < 2.10 has known holes')
+    if torch.__version__ < DATA_FROM:
+        install_reader(trust=True)  # for the tests' own files
     if item.get_closest_marker('gpu') and not torch.cuda.is_available():
         pytest.skip('needs a GPU: pytest -m gpu')
 
@@ -34,6 +40,13 @@ def demo_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('demo')
     digits.write(folder / 'data/demo')
     return folder
+
+
+@pytest.fixture
+def arena(demo_data, tmp_path) -> Path:
+    """Folder with the data, for the trainings of `chaos.victim`."""
+    (tmp_path / 'data').symlink_to(demo_data / 'data')
+    return tmp_path
 
 
 def run(
@@ -47,6 +60,16 @@ def run(
     env |= dict(PYTHON=python, PYTHON_EXEC=python)  # of the shell scripts, and of torchrun
     arguments = [str(arg) for arg in args]
     return subprocess.run([*command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.fixture(autouse=True)
+def _fault_of_stock_mmseg(request):
+    """Leave out trainings of the digits' segmenter where mmseg looks up the class weight of an ignored label."""
+    parameters = getattr(request.node, 'callspec', None)
+    names = [str(value) for value in parameters.params.values()] if parameters else []
+    stock = next(importlib.metadata.Distribution.discover(name='mmsegmentation'), None)  # not OneDL's
+    if stock and any('resnet20_b8-200i_digits-scenes' in name for name in names):
+        pytest.skip('stock mmseg fails with class weights and ignored labels: IndexError, index 255')
 
 
 @pytest.fixture(scope='session')

@@ -14,7 +14,7 @@ from mmengine.structures import PixelData
 
 from mmsb.analysis import zoo
 from mmsb.analysis.complexity import Complexity
-from mmsb.engine.launcher import build_model
+from mmsb.configs import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((ROOT / 'tests/golden/complexity.json').read_text())

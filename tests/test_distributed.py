@@ -1,6 +1,7 @@
 """Two processes that talk through gloo train as one process with the same global batch does."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -67,6 +68,19 @@ class RankWeights(Hook):
         with open(f'{runner.work_dir}/rank{get_rank()}.json', 'w') as file:
             json.dump(content, file)
 """
+SRUN = """
+while [ "${1#--}" != "$1" ]; do
+    case $1 in --ntasks=*) export SLURM_NTASKS=${1#*=} ;; esac
+    shift
+done
+export SLURM_NODELIST=node1
+for SLURM_PROCID in $(seq 0 $((SLURM_NTASKS - 1))); do
+    export SLURM_PROCID SLURM_LOCALID=$SLURM_PROCID
+    "$@" &
+    pids="$pids $!"
+done
+for pid in $pids; do wait "$pid" || exit 1; done
+"""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -82,9 +96,7 @@ def folder(demo_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def environment(folder) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return dict(PYTHONPATH=f'{ROOT}:{folder}', PORT=str(free.getsockname()[1]))
+    return dict(PYTHONPATH=f'{ROOT}:{folder}')
 
 
 @pytest.fixture(scope='module')
@@ -118,6 +130,28 @@ def test_weights_are_those_of_one_process(work_dirs):
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_slurm_without_gpus_trains_as_torchrun_does(work_dirs, folder, environment, run_tool):
+    stand_ins = folder / 'slurm'
+    stand_ins.mkdir()
+    for name, text in dict(srun=SRUN, scontrol='echo 127.0.0.1').items():
+        (stand_ins / name).write_text(f'#!/bin/sh\n{text}\n')
+        (stand_ins / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    slurm = dict(PATH=f'{stand_ins}:{os.environ["PATH"]}', GPUS='0', TASKS='2', MASTER_PORT=str(port))
+    options = ('--cfg-options', 'train_dataloader.batch_size=8', f'work_dir={folder / "slurm-run"}')
+    done = run_tool(
+        'slurm_train.sh', 'cpu', 'name', 'config.py', *options, cwd=folder, fresh=True, **environment, **slurm
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        torch.load(path / 'epoch_2.pth', map_location='cpu', weights_only=False)['state_dict']
+        for path in (work_dirs[2], folder / 'slurm-run')
+    )
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
 def test_testing_with_two_processes_gives_the_same_accuracy(work_dirs, folder, environment, run_tool):

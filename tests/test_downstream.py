@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmsb.analysis import zoo
-from mmsb.engine.launcher import build_model, common_parser, load_config
+from mmsb.configs import build_model
+from mmsb.engine.launcher import common_parser, load_config
 
 CONFIGS = sorted(
     f'{folder}/{path.name}' for folder in ('coco', 'ade20k', 'camvid') for path in (zoo.CONFIGS / folder).glob('*.py')
@@ -374,7 +375,6 @@ def test_seg_inferencer(image_file, tmp_path):
         classes=get_classes('ade20k'),
         palette=get_palette('ade20k'),
         device='cpu',
-        show_progress=False,
     )
     result = inferencer(str(image_file), out_dir=str(tmp_path), return_datasamples=True)
     check_prediction(load(SEGMENTER, {}), result, (60, 90))

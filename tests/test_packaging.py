@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def test_wheel_carries_configs_and_tools_and_no_tests(wheel):
         'mmsb',
         next(n for n in names if n.endswith('WHEEL')).split('/')[0],
     }
+    assert not [name for name in names if re.search(r'chaos|malicious|forge|mutation', name)], (
+        'attacks are for tests only'
+    )
     record = next(name for name in names if name.endswith('.dist-info/RECORD'))
     assert zipfile.ZipFile(wheel).read(record).startswith(b'mmsb/')
 

@@ -10,8 +10,8 @@ import torchvision
 from mmengine.config import Config
 from PIL import Image
 
-from mmsb.engine.launcher import build_model
-from mmsb.models.safe_load import load_state_dict
+from mmsb.checkpoints.load import load_state_dict
+from mmsb.configs import build_model
 from mmsb.models.weights import check_fit
 
 ROOT = Path(__file__).resolve().parents[1]

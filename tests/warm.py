@@ -38,7 +38,7 @@ def python() -> str:
         listener.listen()
         subprocess.Popen(  # its standard input ends when this process does
             [sys.executable, __file__, str(listener.fileno())],
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ''},
             stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()], start_new_session=True,
         )  # fmt: skip
     return str(executable)
@@ -67,6 +67,7 @@ def serve(listener: socket.socket) -> list:
 
     import torch
 
+    sys.path[0] = str(ROOT)  # instead of the folder of this file
     import mmsb.engine.launcher  # noqa: F401
 
     torch.set_num_threads(1)
@@ -118,7 +119,6 @@ def become(arguments: list[str], folder: str, environment: dict[str, str]) -> in
     import numpy as np
     import torch
 
-    own = {str(Path(__file__).parent), os.environ['PYTHONPATH']}
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -133,7 +133,7 @@ def become(arguments: list[str], folder: str, environment: dict[str, str]) -> in
     else:
         sys.argv, first, run = arguments, os.path.dirname(os.path.realpath(arguments[0])), runpy.run_path
     added = [path for path in environment.get('PYTHONPATH', '').split(os.pathsep) if path]
-    sys.path[:] = [first, *added, *(path for path in sys.path if path not in own)]
+    sys.path[:] = [first, *added, *(path for path in sys.path[1:] if path not in added)]
     try:
         run(sys.argv[0], run_name='__main__')
     except SystemExit as end:

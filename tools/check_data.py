@@ -10,8 +10,9 @@ import sys
 from dataclasses import asdict
 
 from mmsb.analysis.report import check_folders, write_json
+from mmsb.configs import check_library
 from mmsb.engine.data_check import check_and_print
-from mmsb.engine.launcher import check_library, config_parser, load_config, run_tool
+from mmsb.engine.launcher import config_parser, load_config, run_tool
 
 
 def parse_args():

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from mmengine.runner import set_random_seed
 
-from mmsb.engine.launcher import build_model, read_config, run_tool
+from mmsb.checkpoints.load import require_file
+from mmsb.configs import build_model, read_config
+from mmsb.engine.launcher import run_tool
 from mmsb.files import write_whole
-from mmsb.models.safe_load import require_file
-from mmsb.models.weights import take_over_classifier
+from mmsb.models.weights import load_head
 from mmsb.version import __version__
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     set_random_seed(args.seed)
     model = build_model(cfg)
     model.init_weights()
-    take_over_classifier(model, args.checkpoint)
+    load_head(model, args.checkpoint)
     meta = dict(mmsb_version=__version__, converted_from=args.checkpoint, seed=args.seed)
     checkpoint = dict(meta=meta, state_dict=model.state_dict())
     write_whole(out, lambda unfinished: torch.save(checkpoint, unfinished))

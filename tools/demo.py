@@ -24,9 +24,10 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmsb.checkpoints.load import load_state_dict
+from mmsb.configs import build_model
 from mmsb.datasets import digits
-from mmsb.engine.launcher import build_model, run_tool
-from mmsb.models.safe_load import load_state_dict
+from mmsb.engine.launcher import run_tool
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
@@ -100,7 +101,7 @@ def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) ->
 def predict(config: Config, checkpoint: Path, images: list[np.ndarray]) -> list[np.ndarray]:
     """Predict the class of every pixel of RGB images (64, 64, 3)."""
     model = build_model(config).eval()
-    model.load_state_dict(load_state_dict(str(checkpoint)))
+    model.load_state_dict(load_state_dict(str(checkpoint), own=True))
     batch = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]  # as OpenCV reads: BGR
     data = model.data_preprocessor(dict(inputs=batch), training=False)
     logits = model.encode_decode(data['inputs'], [dict(img_shape=image.shape[:2]) for image in images])

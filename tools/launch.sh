@@ -20,8 +20,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 MMSB_STARTED_S=$(date +%s) # processes that are started again go on from what this run has written
 export MMSB_STARTED_S
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$gpus" \
-    --max-restarts="${MAX_RESTARTS:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+if [ "${NNODES:-1}" = 1 ]; then # each run takes free ports of its own
+    nodes=(--standalone --local-addr=127.0.0.1)
+else
+    nodes=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}")
+    nodes+=(--master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+fi
+exec "${PYTHON:-python}" -m torch.distributed.run "${nodes[@]}" \
+    --nproc_per_node="$gpus" --max-restarts="${MAX_RESTARTS:-0}" \
     "$here/$tool" "${positional[@]}" --launcher pytorch "$@"

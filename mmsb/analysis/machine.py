@@ -54,7 +54,7 @@ def describe(device: torch.device, seed: int) -> dict:
     return about
 
 
-def one_line(about: dict) -> str:
+def summary(about: dict) -> str:
     """Say in a line what figures depend on most."""
     if about['device'] == 'cuda':
         tf32 = [kind for kind in ('convolutions', 'matmuls') if about[f'tf32_{kind}']]

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmsb.analysis import zoo
-from mmsb.engine.launcher import build_model
+from mmsb.configs import build_model
 
 PLAIN_IMAGENET = 'imagenet/resnet50_b256-100e_in1k.py'
 _SB_TYPES = ('SBResNet', 'SBResNetCifar')

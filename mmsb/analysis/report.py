@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmsb.files import write_whole
+from mmsb.files import write_text
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,8 +45,3 @@ def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write text in one step."""
-    write_whole(path, lambda unfinished: unfinished.write_text(text))

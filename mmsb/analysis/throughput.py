@@ -18,6 +18,7 @@ import torch
 from mmsb.analysis.memory import peak_on_cpu, peak_on_gpu
 from mmsb.analysis.networks import Network, Source
 from mmsb.analysis.steps import Setting, Step
+from mmsb.options import one_line
 
 _REASON_LENGTH = 200  # characters
 
@@ -47,10 +48,10 @@ class Cell:
 
 def reason_of(error: Exception) -> str:
     """Say in a line why a call failed."""
-    text = ' '.join(str(error).strip().split('\n\n')[0].split())
+    text = one_line(error)
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in text:
         return 'out of memory'
-    return text[:_REASON_LENGTH] or type(error).__name__
+    return text[:_REASON_LENGTH]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

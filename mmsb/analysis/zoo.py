@@ -13,7 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmsb.analysis.complexity import Complexity, count_parts
-from mmsb.engine.launcher import build_model, check_library, read_config
+from mmsb.configs import build_model, check_library, read_config
+from mmsb.options import positive_integer
 
 _ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_ROOT / '.mim' / 'configs', _ROOT.parent / 'configs') if path.is_dir())
@@ -100,7 +101,7 @@ def is_classifier(cfg: Config) -> bool:
 
 
 def build_backbone(cfg: Config) -> nn.Module:
-    """Build the backbone of a config alone, with the weights that its layers start with.
+    """Build the backbone of a config alone, with the weights that its layers start with; no checkpoint is read.
 
     Raises:
         ValueError: if it has none.
@@ -110,7 +111,9 @@ def build_backbone(cfg: Config) -> nn.Module:
         raise ValueError(f'the model of {cfg.filename!r} has no backbone')
     check_library(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    return MODELS.build(cfg.model.backbone)
+    return MODELS.build(
+        {key: value for key, value in cfg.model.backbone.items() if key not in ('init_cfg', 'pretrained')}
+    )
 
 
 def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexity:
@@ -158,8 +161,8 @@ def measure_bias(cfg: Config, shape: tuple[int, int, int] | None = None) -> Comp
 
 
 def _count(cfg: Config, shape: tuple[int, int, int] | None, parts: Iterable[str]) -> dict[str, Complexity]:
-    if shape is not None and min(shape) < 1:
-        raise ValueError(f'the height and width of an image must be at least 1, got {shape[1:]}')
+    if shape is not None:
+        positive_integer('the height and width of an image', min(shape[1:]))
     if shape is None and not is_classifier(cfg):
         raise ValueError(f'{cfg.filename!r} is no classification config: say the size of its images')
     shape = shape or input_shape(cfg)

@@ -1,4 +1,4 @@
-"""CIFAR-100 as two arrays a split: read from the official pickles or from mosaics, checked, kept as .npz.
+"""CIFAR-100 as two arrays a split: read from the official pickles, checked, stored as .npz.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
@@ -8,14 +8,12 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 | test.npz | (10000, 32, 32, 3) | (10000,), 100 a class |
 """
 
-import codecs
-import io
 import pickle
-import tarfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from torchvision.datasets import CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from mmsb.files import write_whole
 from mmsb.options import choose
@@ -24,73 +22,33 @@ SIDE_PX = 32
 NUM_CLASSES = 100
 PER_CLASS = {'train': 500, 'test': 100}
 MEAN = (129.304, 124.070, 112.434)  # of the training images, as in every recipe for them
-MOSAIC_TARS = {'train': ('train-1of2.tar', 'train-2of2.tar'), 'test': ('test.tar',)}
 PICKLES = 'cifar-100-python'
 
 
 def read_source(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a split from a folder that has the official `cifar-100-python`, or tars of mosaics and `classes.txt`.
+    """Read a split from a folder with the official `cifar-100-python`.
 
     Returns:
         images (n, 32, 32, 3), RGB, and labels (n,), both uint8.
 
     Raises:
-        FileNotFoundError: if the folder has neither.
-        ValueError: for a pickle that holds more than data.
+        FileNotFoundError: if the file of the split is missing.
+        ValueError: for a pickle that is not the official one.
     """
-    folder, split = Path(folder), choose('split', split, PER_CLASS)
-    if (folder / PICKLES / split).is_file():
-        return _read_pickle(folder / PICKLES / split)
-    missing = [name for name in ('classes.txt', *MOSAIC_TARS[split]) if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f'{str(folder)!r} has neither {PICKLES}/{split} nor {missing[0]}')
-    return _read_mosaics(folder, split)
+    path = Path(folder) / PICKLES / choose('split', split, PER_CLASS)
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(path)!r} does not exist')
+    return _read_pickle(path, split)
 
 
-def _read_mosaics(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    classes = (folder / 'classes.txt').read_text().split()
-    found = {}
-    for name in MOSAIC_TARS[split]:
-        with tarfile.open(folder / name) as tar:
-            for member in tar:
-                path = Path(member.name)
-                if path.suffix == '.webp' and path.parent.name == split:
-                    found[path.stem] = cut_mosaic(np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read()))))
-    if set(found) != set(classes):
-        raise ValueError(f'{split}: mosaics of {len(found)} classes, {len(classes)} in classes.txt, not the same ones')
-    labels = np.repeat(np.arange(len(classes), dtype=np.uint8), [len(found[name]) for name in classes])
-    return np.concatenate([found[name] for name in classes]), labels
-
-
-def cut_mosaic(mosaic: np.ndarray) -> np.ndarray:
-    """Cut a mosaic (rows * 32, columns * 32, 3) into its tiles, row by row: (n, 32, 32, 3)."""
-    rows, columns = mosaic.shape[0] // SIDE_PX, mosaic.shape[1] // SIDE_PX
-    tiles = mosaic.reshape(rows, SIDE_PX, columns, SIDE_PX, 3).transpose(0, 2, 1, 3, 4)
-    return tiles.reshape(-1, SIDE_PX, SIDE_PX, 3)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists and NumPy arrays: nothing else is found, so nothing is run."""
-
-    def find_class(self, module: str, name: str):
-        core = module.replace('numpy._core', 'numpy.core')
-        if (core, name) == ('numpy.core.multiarray', '_reconstruct'):
-            return np.empty(0).__reduce__()[0]
-        if (core, name) in (('numpy', 'ndarray'), ('numpy', 'dtype')):
-            return getattr(np, name)
-        if (core, name) == ('_codecs', 'encode'):
-            return codecs.encode  # the bytes of an array, where Python 3 has written it
-        raise pickle.UnpicklingError(f'{module}.{name} is not data')
-
-
-def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with path.open('rb') as file:
-            entry = _ArrayUnpickler(file, encoding='latin1').load()
-        images = entry['data'].reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(images), np.array(entry['fine_labels'], np.uint8)
-    except (pickle.UnpicklingError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise ValueError(f'{str(path)!r} is not a split of CIFAR-100: {error}') from error
+def _read_pickle(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    genuine = dict([*CIFAR100.train_list, *CIFAR100.test_list])[split]
+    if not check_integrity(path, genuine):  # a pickle is a program: only the official one is run
+        raise ValueError(f'{str(path)!r} is not the official file of CIFAR-100: its MD5 must be {genuine}')
+    with path.open('rb') as file:
+        entry = pickle.load(file, encoding='latin1')
+    images = entry['data'].reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(entry['fine_labels'], np.uint8)
 
 
 def check(images: np.ndarray, labels: np.ndarray, split: str) -> None:
@@ -137,7 +95,7 @@ def load(folder: str | Path, split: str, first_classes: int | None = None) -> tu
     """
     path = Path(folder) / f'{choose("split", split, PER_CLASS)}.npz'
     if not path.is_file():
-        raise FileNotFoundError(f'{str(path)!r} does not exist: make it with benchmarks/cifar100_data.py')
+        raise FileNotFoundError(f'{str(path)!r} does not exist: make it with `python -m benchmarks.cifar100.data`')
     with np.load(path, allow_pickle=False) as arrays:
         images, labels = arrays['images'], arrays['labels']
     if first_classes is not None:

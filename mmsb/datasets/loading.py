@@ -17,10 +17,9 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 
-from mmsb.options import choose, known_options, one_line
+from mmsb.datasets.check.samples import damage
+from mmsb.options import choose, known_options, one_line, positive_integer
 from mmsb.registry import TRANSFORMS
-
-from .check_samples import damage
 
 MAX_PIXELS = 178_956_970  # from here on Pillow speaks of a decompression bomb: half a gigabyte
 _SLOTS = 2**16
@@ -68,9 +67,7 @@ class LoadImage(LoadImageFromFile):
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.on_error = choose('on_error', on_error, ('raise', 'skip'))
-        if max_pixels < 1:
-            raise ValueError(f'max_pixels must be at least 1, got {max_pixels}')
-        self.max_pixels = max_pixels
+        self.max_pixels = positive_integer('max_pixels', max_pixels)
         # Which files were skipped, by a hash of their paths: seen by all workers of this process, in all epochs.
         self._skipped = torch.zeros(_SLOTS, dtype=torch.uint8).share_memory_()
 

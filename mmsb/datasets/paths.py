@@ -71,7 +71,7 @@ def missing_folder(dataset: dict, key: str) -> tuple[str, str] | None:
         if folder and '://' not in folder and not dataset.get('download'):
             if os.path.exists(folder):
                 return None
-            help_text = next((text for root, text in DATA_HELP.items() if folder.startswith(root)), None)
+            help_text = next((text for root, text in DATA_HELP.items() if Path(folder).is_relative_to(root)), None)
             return folder, help_text or f'put the dataset there, or say --cfg-options {key}.{name}=FOLDER'
     return None
 

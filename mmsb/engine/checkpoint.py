@@ -1,22 +1,21 @@
 """The checkpoint hook: a new checkpoint is safe on the disk before an old one goes, and a full disk ends no run."""
 
 import contextlib
-import hashlib
-import io
 import os
 from collections import deque
 from collections.abc import Iterator
 
-import torch
 from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import CheckpointHook as UpstreamCheckpointHook
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-from mmsb.models.safe_load import load_checkpoint
+from mmsb.checkpoints.publish import publish
+from mmsb.checkpoints.store import POINTER, clean_leftovers, probe, remove_checkpoint
+from mmsb.files import write_text
+from mmsb.options import one_line
 from mmsb.registry import HOOKS
 
-from .checkpoint_file import POINTER, clean_leftovers, probe, remove_checkpoint, write_atomic
 from .stops import EXIT_NOT_SAVED, RunStopped
 
 _DOOMED = 'doomed_ckpts'  # in the message hub, so in the file: what the new checkpoint replaces
@@ -55,7 +54,7 @@ class CheckpointHook(UpstreamCheckpointHook):
                 self._remove_doomed(runner)
                 probe(str(self.out_dir), self._estimate_bytes(runner))
             except OSError as problem:
-                error = f'{type(problem).__name__}: {problem}'
+                error = one_line(problem)
         error = all_gather_object(error)[0]
         if error:
             size = f'a checkpoint of about {self._estimate_bytes(runner) / 1e6:.0f} MB'
@@ -114,7 +113,8 @@ class CheckpointHook(UpstreamCheckpointHook):
         self._failure = outcome.get('failure')
         if self._failure is None and runner.rank == 0:
             try:
-                write_atomic(os.path.join(runner.work_dir, POINTER), str(self.last_ckpt).encode())
+                pointer, text = os.path.join(runner.work_dir, POINTER), str(self.last_ckpt)
+                write_text(pointer, text)
             except OSError as error:  # not needed to resume: the newest valid file is found without it
                 runner.logger.warning(f'{POINTER} could not be written: {error}')
             self._remove_doomed(runner)
@@ -146,12 +146,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         if '://' in ckpt_path:
             super()._publish_model(runner, ckpt_path)
             return
-        kept = {key: value for key, value in load_checkpoint(ckpt_path).items() if key in self.published_keys}
-        stream = io.BytesIO()
-        torch.save(kept, stream)
-        content = stream.getvalue()
-        path = f'{os.path.splitext(ckpt_path)[0]}-{hashlib.sha256(content).hexdigest()[:8]}.pth'
-        write_atomic(path, content)
+        path = publish(ckpt_path, self.published_keys)
         runner.logger.info(f'{path} has the published keys of {ckpt_path}')
 
     def _path(self, step: int) -> str:
@@ -199,7 +194,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         try:
             yield outcome
         except OSError as error:
-            outcome['failure'] = str(error)
+            outcome['failure'] = one_line(error)
             for name, value in own.items():
                 setattr(self, name, value)
             info.clear()

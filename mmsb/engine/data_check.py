@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmsb.datasets.check import LOADERS, check_data
-from mmsb.datasets.findings import Report
+from mmsb.datasets.check.findings import Report
 
 from .processes import start_processes
 from .progress import progress_of

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmsb.options import positive_integer
 from mmsb.registry import HOOKS
 
 from .checkpoint import CheckpointHook
@@ -40,12 +41,11 @@ class GuardHook(Hook):
     def __init__(
         self, *, finite: bool = True, max_skipped_steps: int = 20, signals: tuple[str, ...] = ('SIGTERM', 'SIGUSR1')
     ) -> None:
-        if max_skipped_steps < 1:
-            raise ValueError(f'max_skipped_steps must be at least 1, got {max_skipped_steps}')
         unknown = [name for name in signals if not hasattr(signal, name)]
         if unknown:
             raise ValueError(f'signals must be names such as SIGTERM, got {unknown[0]!r}')
-        self.finite, self.max_skipped_steps, self.signals = finite, max_skipped_steps, tuple(signals)
+        self.finite, self.signals = finite, tuple(signals)
+        self.max_skipped_steps = positive_integer('max_skipped_steps', max_skipped_steps)
         self._got: str | None = None
         self._skipped = 0
         self._group = None  # of all processes, if there are several

@@ -16,24 +16,20 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
+from mmsb.configs import build_model, check_library, read_config
 from mmsb.datasets.paths import check_paths
-from mmsb.models.safe_load import load_state_dict, local_path, replace_readers_of_mmengine, require_file
 from mmsb.models.weights import check_fit, is_pretrained
-from mmsb.options import check_keys
+from mmsb.options import check_keys, one_line
 
 from .processes import is_restart, rank_in_environment, start_processes
-from .safety import RUNNER
+from .safety import RUNNER, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
-LIBRARIES = {
-    'mmpretrain': 'onedl-mmpretrain (or mmpretrain)',
-    'mmdet': 'onedl-mmdetection (or mmdet)',
-    'mmseg': 'onedl-mmsegmentation (or mmsegmentation)',
-}
 RUNNER_READS = (  # from the config, beside its own arguments
     'activation_checkpointing',
     'compile',
@@ -115,19 +111,9 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
     _add_defaults(cfg)
     if not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg))
     if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
         raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file: name a folder')
-    return cfg
-
-
-def read_config(path: str) -> Config:
-    """Read a config file; a mistake in it is named with the file."""
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is Python code: anything can be wrong in it
-        raise ValueError(f'config {path!r}: {_one_line(error)}') from error
-    if not isinstance(cfg.get('model'), dict):
-        raise ValueError(f'config {path!r} has no model: model = dict(type=..., ...)')
     return cfg
 
 
@@ -184,40 +170,20 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
         require_file(path)
     model = build_model(cfg)
     if start and local_path(start):
-        _check_start(model, start, whole, trust=bool(cfg.get('trust_checkpoint')))
+        _check_start(model, start, whole)
 
 
-def check_library(cfg: Config) -> None:
-    """Check that the library of a config is installed."""
-    scope = cfg.get('default_scope') or 'mmengine'
-    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
-    if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
-        raise ImportError(
-            'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off leaves out its stand-in: unset MMSB_OPS'
-        )
-
-
-def _check_start(model: nn.Module, path: str, whole: bool, *, trust: bool) -> None:
+def _check_start(model: nn.Module, path: str, whole: bool) -> None:
     """Check that a checkpoint is of this network: wholly to test or resume it, in some part to fine-tune it.
 
     The libraries load what fits and warn of the rest: the figures of a test would be those of random weights.
     """
     ours = model.state_dict()
-    theirs = load_state_dict(path, trust=trust)
+    theirs = load_state_dict(path)
     if whole:
         check_fit(path, ours, theirs)
     elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):
         raise ValueError(f'checkpoint {path!r} does not fit: none of its {len(theirs)} weights is one of the network')
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Build the network of a config as the runner does: with the config's data preprocessor."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = dict(cfg.model)
-    if cfg.get('data_preprocessor'):
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model)
 
 
 def _warm_starts(node) -> Iterator[str]:
@@ -230,9 +196,8 @@ def _warm_starts(node) -> Iterator[str]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner, which reads checkpoints as data; without a GPU several processes talk through gloo."""
-    replace_readers_of_mmengine(trust=bool(cfg.get('trust_checkpoint')))
-    if cfg.launcher == 'pytorch' and (is_restart() or not torch.cuda.is_available()):
+    """Build the runner; without a GPU several processes talk through gloo."""
+    if cfg.launcher != 'none' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
     if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
         return RUNNERS.get(RUNNER).from_cfg(cfg)
@@ -262,18 +227,11 @@ def run_tool(main: Callable[[], None]) -> None:
         log = _log_traceback()
         if rank == 0 or begun:
             process = f' (process {rank})' if rank else ''
-            print(f'error{process}: {_one_line(error)}' + (f' (traceback in {log})' if log else ''), file=sys.stderr)
+            print(f'error{process}: {one_line(error)}' + (f' (traceback in {log})' if log else ''), file=sys.stderr)
         sys.exit(1)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    if text.startswith('Caught ') and 'Original Traceback' in text:  # from a worker of a dataloader
-        text = text.splitlines()[-1]
-    return ' '.join(text.split()) or type(error).__name__
 
 
 def _log_traceback() -> str | None:

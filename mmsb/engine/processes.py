@@ -1,6 +1,7 @@
 """The start of the processes of a distributed run."""
 
 import os
+import subprocess
 from datetime import timedelta
 
 import torch
@@ -17,7 +18,9 @@ def start_processes(cfg: Config) -> None:
     options = dict(env_cfg.get('dist_cfg') or {})
     if cfg.launcher == 'pytorch':
         options.update(_fresh_store())
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():  # mmengine's own way asks for a GPU
+    if cfg.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():  # mmengine's own way asks for a GPU
+        if cfg.launcher == 'slurm':
+            os.environ.update(_slurm_variables(options.pop('port', None)))
         seconds = options.pop('timeout', None)
         if seconds is not None:
             options['timeout'] = timedelta(seconds=seconds)
@@ -25,6 +28,22 @@ def start_processes(cfg: Config) -> None:
     else:
         set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
         init_dist(cfg.launcher, **options)
+
+
+def _slurm_variables(port: int | None) -> dict[str, str]:
+    """Translate what Slurm tells a process into the variables that PyTorch reads; the first node holds the address."""
+    slurm = {name: os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST')}
+    address = os.environ.get('MASTER_ADDR')
+    if not address:
+        command = ['scontrol', 'show', 'hostnames', slurm['NODELIST']]
+        address = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return dict(
+        RANK=slurm['PROCID'],
+        WORLD_SIZE=slurm['NTASKS'],
+        LOCAL_RANK=os.environ.get('SLURM_LOCALID', '0'),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port or os.environ.get('MASTER_PORT', 29500)),
+    )
 
 
 def rank_in_environment() -> int:

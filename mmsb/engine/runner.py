@@ -6,7 +6,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
-from mmsb.models.safe_load import drop_config_text, load_checkpoint
+from mmsb.checkpoints.load import drop_config_text, load_checkpoint
+from mmsb.checkpoints.plain import make_plain, restore
+from mmsb.options import one_line
 from mmsb.registry import RUNNERS
 
 from . import rng
@@ -84,7 +86,7 @@ class SafeRunner(Runner):
         try:
             super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
         except OSError as problem:
-            error = f'{type(problem).__name__}: {problem}'
+            error = one_line(problem)
         finally:
             self._state = None
         error = all_gather_object(error)[0]
@@ -93,11 +95,13 @@ class SafeRunner(Runner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
-        if fn_name == 'before_save_checkpoint' and self._state is not None:
-            kwargs['checkpoint'][STATE] = self._state
+        if fn_name == 'before_save_checkpoint':
+            if self._state is not None:
+                kwargs['checkpoint'][STATE] = self._state
+            make_plain(kwargs['checkpoint'])
 
     def _read(self, filename) -> dict:
-        return drop_config_text(load_checkpoint(filename, trust=bool(self.cfg.get('trust_checkpoint'))))
+        return restore(drop_config_text(load_checkpoint(filename)))
 
     def _bare_model(self) -> torch.nn.Module:
         return self.model.module if is_model_wrapper(self.model) else self.model

@@ -6,9 +6,9 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import find_latest_checkpoint
 
-from mmsb.models.safe_load import local_path, require_file
+from mmsb.checkpoints.load import local_path, require_file
+from mmsb.checkpoints.store import find_checkpoint, probe, why_invalid
 
-from .checkpoint_file import find_checkpoint, probe, why_invalid
 from .guard import TIMEOUT_S
 from .processes import is_restart, rank_in_environment
 from .stops import EXIT_NOT_SAVED, RunStopped
@@ -56,6 +56,17 @@ def use_safe_runner(cfg: Config) -> None:
     cfg.runner_type = RUNNER
 
 
+def output_folders(cfg: Config) -> list[str]:
+    """List the local folders that a run writes checkpoints to; the work dir is the first."""
+    out_dir = _saving(cfg).get('out_dir')
+    local = [str(Path(out_dir) / Path(cfg.work_dir).name)] if out_dir and '://' not in str(out_dir) else []
+    return [cfg.work_dir, *local]
+
+
+def _saving(cfg: Config) -> dict:
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+
+
 def require_work_dir(cfg: Config) -> None:
     """Check that the work dir takes files, before the runner writes its own.
 
@@ -82,34 +93,29 @@ def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> No
     Raises:
         FileNotFoundError, ValueError: there are checkpoints, and none is valid.
     """
-    trust = bool(cfg.get('trust_checkpoint'))
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     auto = resume == 'auto'
-    found = _newest(cfg, trust, stock, own=not auto) if auto or is_restart() else None
+    found = _newest(cfg, stock, own=not auto) if auto or is_restart() else None
     resume = found or resume
     if resume in (None, 'auto'):  # it starts as the config says
         cfg.resume = False
         return
     if not (found or stock) and local_path(resume):  # what is found is valid: it is read as a whole for that
         require_file(resume)
-        reason = why_invalid(resume, trust=trust)
+        reason = why_invalid(resume)
         if reason:
             raise ValueError(f'checkpoint {resume!r} {reason}')
     cfg.resume, cfg.load_from = True, resume
 
 
-def _newest(cfg: Config, trust: bool, stock: bool, *, own: bool) -> str | None:
+def _newest(cfg: Config, stock: bool, *, own: bool) -> str | None:
     """Find where to go on; with `own` only what was written since launch.sh began: the folder may have an older run."""
     if stock:
         return find_latest_checkpoint(cfg.work_dir)
-    folders = [cfg.work_dir]
-    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    out_dir = saving.get('out_dir')
-    if out_dir and '://' not in str(out_dir):
-        folders.append(str(Path(out_dir) / Path(cfg.work_dir).name))
+    template = _saving(cfg).get('filename_tmpl')
     since_s = float(os.environ.get('MMSB_STARTED_S') or 0) if own else 0
-    path, skipped = find_checkpoint(folders, saving.get('filename_tmpl'), since_s=since_s, trust=trust)
+    path, skipped = find_checkpoint(output_folders(cfg), template, since_s=since_s)
     if rank_in_environment() == 0:
         for line in skipped:
             print(f'skipped {line}', flush=True)

@@ -8,6 +8,9 @@ Source: He et al., "Deep Residual Learning for Image Recognition", with torchvis
 | spatial_bias | SpatialBias, beside conv1 or conv2 | reads that conv's input, adds N maps behind its output |
 | after_conv1, after_conv2, after_conv3 | anything shape-preserving (SE, GC, ...) | (B, C, H, W) -> the same |
 | after_block | whole blocks (NL, BAT, ...) | (B, 4C, H, W) -> the same |
+
+Shapes: B batch, C_in, M (the width of the 3x3 convolution) and C_out channels, N maps; H x W at the input, H1 x W1
+behind conv1, H2 x W2 behind conv2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmsb.models.spatial_bias import SpatialBias, conv_of_concat, norm_of_maps
+from mmsb.models.spatial_bias import SpatialBias, conv_of_concat, norm_for_maps
 from mmsb.options import check_keys, choose
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_block')
@@ -29,13 +32,193 @@ BIAS_PARTS = ('spatial_bias', 'bias_norm', 'bias_conv')
 BIAS_OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'position', 'fusion', 'pool', 'mix')
 
 
+class Bottleneck(BaseModule):
+    """One residual block, with slots.
+
+    The weights that read the bias maps are stored apart (`bias_norm`, `bias_conv`): a batch norm and a ReLU act per
+    channel and a convolution is linear in its input channels, so every other weight keeps torchvision's name and shape.
+
+    Args:
+        in_channels: C_in.
+        channels: the base width C.
+        expansion: C_out / C.
+        stride: of the 3x3 convolution ('pytorch' style) or the first 1x1 ('caffe').
+        dilation: of the 3x3 convolution.
+        groups: of the 3x3 convolution.
+        width: M; None: C.
+        downsample: module of the shortcut, or None for the identity.
+        style: 'pytorch' or 'caffe', see stride.
+        spatial_bias: options of SpatialBias and `position` ('conv2' or 'conv1': the convolution that it accompanies)
+            and `fusion` ('concat', or 'add': the sum of the N maps is added to every channel). None: no bias.
+        conv2: dict with the type of a layer that replaces the 3x3 convolution, built with its arguments. None: none.
+        plugins: dicts with `cfg` and `position`, as in the libraries' ResNets.
+        conv_cfg: type of the convolutions.
+        norm_cfg: type of the norms; None: batch norm.
+        with_cp: recompute activations in the backward pass to save memory.
+        drop_path_rate: share of samples whose residual branch is dropped in training.
+
+    Raises:
+        ValueError: for an unknown option, style or position.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        expansion: int = 4,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        width: int | None = None,
+        downsample: nn.Module | None = None,
+        style: str = 'pytorch',
+        spatial_bias: Mapping | None = None,
+        conv2: Mapping | None = None,
+        plugins: Sequence[Mapping] = (),
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list | None = None,
+    ):
+        super().__init__(init_cfg)
+        choose('style', style, ('pytorch', 'caffe'))
+        check_conv2(conv2)
+        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+        width = channels if width is None else width
+        out_channels = channels * expansion
+        stride1, stride2 = (1, stride) if style == 'pytorch' else (stride, 1)
+        geometry2 = dict(kernel_size=3, stride=stride2, padding=dilation, dilation=dilation, bias=False)
+        conv2_cfg = conv_cfg if conv2 is None else conv2
+
+        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
+        self.bn1 = build_norm_layer(norm_cfg, width)[1]
+        self.conv2 = build_conv_layer(conv2_cfg, width, width, groups=groups, **geometry2)
+        self.bn2 = build_norm_layer(norm_cfg, width)[1]
+        self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
+        self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.with_cp = with_cp
+
+        self.bias_position = self.bias_fusion = None
+        if spatial_bias is not None:
+            check_spatial_bias(spatial_bias, conv2)
+            options = dict(spatial_bias)
+            self.bias_position, self.bias_fusion = options.pop('position', 'conv2'), options.pop('fusion', 'concat')
+            beside_conv1 = self.bias_position == 'conv1'
+            self.spatial_bias = SpatialBias(in_channels if beside_conv1 else width, norm_cfg=norm_cfg, **options)
+            if self.bias_fusion == 'concat':
+                num_maps = self.spatial_bias.num_maps
+                self.bias_norm = build_norm_layer(norm_for_maps(norm_cfg, num_maps), num_maps)[1]
+                if beside_conv1:  # read as conv2 reads its input
+                    padding_mode = getattr(self.conv2, 'padding_mode', 'zeros')
+                    self.bias_conv = nn.Conv2d(num_maps, width, **geometry2, padding_mode=padding_mode)
+                else:
+                    self.bias_conv = nn.Conv2d(num_maps, out_channels, 1, bias=False)
+
+        self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
+        for plugin in plugins:
+            check_plugin(plugin)
+            channels_there = width if plugin['position'] in ('after_conv1', 'after_conv2') else out_channels
+            self._add_plugin(plugin['position'], dict(plugin['cfg']), channels_there)
+
+    def _add_plugin(self, position: str, cfg: dict, in_channels: int) -> None:
+        name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=cfg.pop('postfix', ''))
+        if hasattr(self, name):
+            raise ValueError(f'two plugins of one block are named {name!r}: give one of them a postfix')
+        self.add_module(name, layer)
+        self.plugin_names[position].append(name)
+
+    def added_parts(self) -> dict[str, nn.Module]:
+        """Return by name what a plain ResNet's block lacks: spatial bias, plugins, offsets of a deformable conv2."""
+        plugins = [name for names in self.plugin_names.values() for name in names]
+        parts = {name: module for name, module in self.named_children() if name in (*BIAS_PARTS, *plugins)}
+        offsets = {'conv2.conv_offset': self.conv2.conv_offset} if hasattr(self.conv2, 'conv_offset') else {}
+        return parts | offsets
+
+    def zero_bias(self) -> None:
+        """Start spatial bias without effect, at weights that it can learn from.
+
+        Raises:
+            ValueError: for 'add' without mix, which has no such weights.
+        """
+        if self.bias_fusion == 'concat':
+            nn.init.zeros_(self.bias_conv.weight)
+        elif self.bias_fusion == 'add':
+            if self.spatial_bias.mix is None:
+                raise ValueError(
+                    "spatial_bias of fusion='add' with mix=False has no weights to start at zero effect from"
+                )
+            nn.init.zeros_(self.spatial_bias.mix.weight)
+            nn.init.zeros_(self.spatial_bias.mix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H2, W2).
+
+        Raises:
+            ValueError: if a batch norm was folded into a convolution whose output the bias maps are added to.
+        """
+        if self.with_cp and x.requires_grad:
+            # a compiled graph writes the statistics only once anyway
+            options = {} if _is_compiling() else dict(context_fn=lambda: (nullcontext(), _KeepStatistics(self)))
+            out = checkpoint(self._residual_sum, x, use_reentrant=False, **options)
+        else:
+            out = self._residual_sum(x)
+        return self.refine('after_block', self.relu(out))
+
+    def _residual_sum(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)  # (B, M, H1, W1)
+        y, maps = self.make_maps('conv1', x, y)  # maps: (B, N, H1, W1) or None
+        y = self.refine('after_conv1', self.relu(self.bn1(y)))
+
+        z = self.conv_with_maps(self.conv2, y, maps)  # (B, M, H2, W2)
+        z, maps = self.make_maps('conv2', y, z)  # maps: (B, N, H2, W2) or None
+        z = self.refine('after_conv2', self.relu(self.bn2(z)))
+
+        out = self.conv_with_maps(self.conv3, z, maps)  # (B, C_out, H2, W2)
+        out = self.refine('after_conv3', self.bn3(out))
+
+        shortcut = x if self.downsample is None else self.downsample(x)  # (B, C_out, H2, W2)
+        return shortcut + self.drop_path(out)
+
+    def make_maps(self, beside: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the bias maps of `x`, if they belong beside the convolution that made `y` of it.
+
+        Returns:
+            `y`, to which fusion 'add' has added the maps; and with fusion 'concat' the maps for the next convolution.
+        """
+        if beside != self.bias_position:
+            return y, None
+        maps = self.spatial_bias(x, y.shape[-2:])
+        if self.bias_fusion == 'add':
+            check_not_folded(getattr(self, beside))
+            return y + maps.sum(1, keepdim=True).to(y.dtype), None
+        return y, self.relu(self.bias_norm(maps))
+
+    def conv_with_maps(self, conv: nn.Module, y: Tensor, maps: Tensor | None) -> Tensor:
+        """Convolve `y`, or the concatenation of `y` and `maps`."""
+        if maps is None:
+            return conv(y)
+        check_not_folded(conv)
+        return conv_of_concat(conv, self.bias_conv, y, maps)
+
+    def refine(self, position: str, x: Tensor) -> Tensor:
+        """Apply the plugins of a position."""
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
+
+
 def _is_compiling() -> bool:
     compiler = torch.compiler if hasattr(torch.compiler, 'is_compiling') else torch._dynamo  # torch < 2.3
     return compiler.is_compiling()
 
 
-class _StatisticsKept:
-    """Keeps batch norms from counting a batch twice when checkpointing computes it again."""
+class _KeepStatistics:
+    """Keeps batch norms from counting a batch twice when checkpointing recomputes it."""
 
     def __init__(self, module: nn.Module):
         self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
@@ -50,205 +233,34 @@ class _StatisticsKept:
             norm._buffers.update(kept)
 
 
-class Bottleneck(BaseModule):
-    """One residual block, with slots.
-
-    The weights that read the bias maps are stored apart (`bias_norm`, `bias_conv`): a batch norm and a ReLU act per
-    channel and a convolution is linear in its input channels, so every other weight keeps torchvision's name and shape.
-
-    Args:
-        in_channels: channels of the input.
-        channels: C; the output has 4C channels.
-        stride: of the 3x3 convolution ('pytorch' style) or the first 1x1 ('caffe').
-        dilation: of the 3x3 convolution.
-        groups: of the 3x3 convolution.
-        width: channels of the 3x3 convolution; C by default.
-        downsample: module of the shortcut, or None for the identity.
-        style: 'pytorch' or 'caffe', see stride.
-        spatial_bias: options of SpatialBias and `position` ('conv2' or 'conv1': the convolution that it accompanies)
-            and `fusion` ('concat', or 'add': the sum of the N maps is added to every channel). None: no bias.
-        conv2: dict with the type of a layer in the place of the 3x3 convolution, built with its arguments. None: none.
-        plugins: dicts with `cfg` and `position`, as in the libraries' ResNets.
-        with_cp: recompute activations in the backward pass to save memory.
-        drop_path_rate: share of samples whose residual branch is dropped in training.
-
-    Raises:
-        ValueError: for an unknown option, style or position.
-    """
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        width: int | None = None,
-        downsample: nn.Module | None = None,
-        style: str = 'pytorch',
-        spatial_bias: dict | None = None,
-        conv2: dict | None = None,
-        plugins: tuple[dict, ...] = (),
-        conv_cfg: dict | None = None,
-        norm_cfg: dict | None = None,
-        with_cp: bool = False,
-        drop_path_rate: float = 0.0,
-        init_cfg: dict | list | None = None,
-    ):
-        super().__init__(init_cfg)
-        norm_cfg = norm_cfg or dict(type='BN')
-        width = width or channels
-        out_channels = channels * self.expansion
-        choose('style', style, ('pytorch', 'caffe'))
-        stride1, stride2 = (1, stride) if style == 'pytorch' else (stride, 1)
-        geometry2 = dict(kernel_size=3, stride=stride2, padding=dilation, dilation=dilation)
-
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
-        self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        if conv2 is not None and (not isinstance(conv2, Mapping) or 'type' not in conv2):
-            raise ValueError(f'conv2 must be a dict with a type, or None for the 3x3 convolution, got {conv2!r}')
-        self.conv2 = build_conv_layer(conv2 or conv_cfg, width, width, groups=groups, bias=False, **geometry2)
-        self.bn2 = build_norm_layer(norm_cfg, width)[1]
-        self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
-        self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
-        self.with_cp = with_cp
-
-        self.bias_position = self.bias_fusion = None
-        if spatial_bias is not None:
-            check_keys('spatial_bias', spatial_bias, BIAS_OPTIONS)
-            bias_cfg = dict(spatial_bias)
-            self.bias_position = choose('spatial_bias.position', bias_cfg.pop('position', 'conv2'), ('conv1', 'conv2'))
-            self.bias_fusion = choose('spatial_bias.fusion', bias_cfg.pop('fusion', 'concat'), ('concat', 'add'))
-            beside_conv1 = self.bias_position == 'conv1'
-            if conv2 is not None:  # maps beside conv1 are read by the convolution that is no longer there
-                choose('spatial_bias.position with a conv2 of another type', self.bias_position, ('conv2',))
-            self.spatial_bias = SpatialBias(in_channels if beside_conv1 else width, norm_cfg=norm_cfg, **bias_cfg)
-            if self.bias_fusion == 'concat':
-                num_maps = self.spatial_bias.num_maps
-                self.bias_norm = build_norm_layer(norm_of_maps(norm_cfg, num_maps), num_maps)[1]
-                self.bias_conv = (
-                    nn.Conv2d(num_maps, width, bias=False, **geometry2)
-                    if beside_conv1
-                    else nn.Conv2d(num_maps, out_channels, 1, bias=False)
-                )
-
-        self.plugin_names = {position: [] for position in PLUGIN_POSITIONS}
-        for plugin in plugins:
-            position = choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
-            if 'cfg' not in plugin:
-                raise ValueError(f'a plugin needs a cfg: dict(cfg=dict(type=...), position=...), got {plugin!r}')
-            cfg = dict(plugin['cfg'])
-            plugin_channels = width if position in ('after_conv1', 'after_conv2') else out_channels
-            name, layer = build_plugin_layer(cfg, in_channels=plugin_channels, postfix=cfg.pop('postfix', ''))
-            if hasattr(self, name):
-                raise ValueError(f'two plugins of one block are named {name!r}: give one of them a postfix')
-            self.add_module(name, layer)
-            self.plugin_names[position].append(name)
-
-    def bias_modules(self) -> list[nn.Module]:
-        """List the modules that a plain ResNet does not have: empty without spatial bias."""
-        return [module for name, module in self.named_children() if name in BIAS_PARTS]
-
-    def added_parts(self) -> list[str]:
-        """List the names of the bias's modules, of a deformable conv2's offsets and of the plugins."""
-        plugins = [name for names in self.plugin_names.values() for name in names]
-        parts = [name for name, _ in self.named_children() if name in (*BIAS_PARTS, *plugins)]
-        return parts + (['conv2.conv_offset'] if hasattr(self.conv2, 'conv_offset') else [])
-
-    def silence_bias(self) -> None:
-        """Let the bias start without effect, and learn from there.
-
-        Raises:
-            ValueError: for 'add' without mix, where a start at zero would never leave it.
-        """
-        if self.bias_fusion == 'concat':
-            nn.init.zeros_(self.bias_conv.weight)
-        elif self.bias_fusion == 'add':
-            if self.spatial_bias.mix is None:
-                raise ValueError("spatial_bias of fusion='add' with mix=False cannot start silent from a plain ResNet")
-            nn.init.zeros_(self.spatial_bias.mix.weight)
-            nn.init.zeros_(self.spatial_bias.mix.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, 4C, H', W').
-
-        Raises:
-            ValueError: if a batch norm was folded into a convolution that the bias maps go through.
-        """
-        if self.with_cp and x.requires_grad:
-            # a compiled graph writes the statistics once by itself
-            options = {} if _is_compiling() else dict(context_fn=lambda: (nullcontext(), _StatisticsKept(self)))
-            out = checkpoint(self._residual_sum, x, use_reentrant=False, **options)
-        else:
-            out = self._residual_sum(x)
-        return self._refine('after_block', self.relu(out))
-
-    def _residual_sum(self, x: Tensor) -> Tensor:
-        out, bias = self._fuse('conv1', x, self.conv1)
-        out = self._refine('after_conv1', self.relu(self.bn1(out)))
-
-        out, bias = self._fuse('conv2', out, self.conv2, bias)
-        out = self._refine('after_conv2', self.relu(self.bn2(out)))
-
-        out = self._refine('after_conv3', self.bn3(self._read(self.conv3, out, bias)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return shortcut + self.drop_path(out)
-
-    def _fuse(
-        self, position: str, x: Tensor, conv: nn.Module, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Convolve `x` (and the maps to read beside it); returns the output, and the maps for the next convolution."""
-        y = self._read(conv, x, bias)
-        if position != self.bias_position:
-            return y, None
-        maps = self.spatial_bias(x, y.shape[-2:])
-        if self.bias_fusion == 'add':
-            _refuse_folded(conv)
-            return y + maps.sum(1, keepdim=True).to(y.dtype), None
-        return y, self.relu(self.bias_norm(maps))
-
-    def _read(self, conv: nn.Module, y: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None:
-            return conv(y)
-        _refuse_folded(conv)
-        return conv_of_concat(conv, self.bias_conv, y, bias)
-
-    def _refine(self, position: str, x: Tensor) -> Tensor:
-        for name in self.plugin_names[position]:
-            x = getattr(self, name)(x)
-        return x
+def check_conv2(conv2: Mapping | None) -> None:
+    """Check that the replacement of the 3x3 convolution names a type."""
+    if conv2 is not None and (not isinstance(conv2, Mapping) or 'type' not in conv2):
+        raise ValueError(f'conv2 must be a dict with a type, or None for the 3x3 convolution, got {conv2!r}')
 
 
-def _refuse_folded(conv: nn.Module) -> None:
-    if getattr(conv, 'bias', None) is not None:  # it is built without one
+def check_spatial_bias(options: Mapping, conv2: Mapping | None = None) -> None:
+    """Check the options of spatial bias that are not SpatialBias's own."""
+    if not isinstance(options, Mapping):
+        raise ValueError(f'spatial_bias must be a dict of options, or None for none, got {options!r}')
+    check_keys('spatial_bias', options, BIAS_OPTIONS)
+    position = choose('spatial_bias.position', options.get('position', 'conv2'), ('conv1', 'conv2'))
+    choose('spatial_bias.fusion', options.get('fusion', 'concat'), ('concat', 'add'))
+    if conv2 is not None:  # conv2 reads the maps beside conv1, and only a plain convolution can
+        choose('spatial_bias.position with a conv2 of another type', position, ('conv2',))
+
+
+def check_plugin(plugin: Mapping) -> None:
+    """Check that a plugin has a position and a config."""
+    choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
+    if 'cfg' not in plugin:
+        raise ValueError(f'a plugin needs a cfg: dict(cfg=dict(type=...), position=...), got {plugin!r}')
+
+
+def check_not_folded(conv: nn.Module) -> None:
+    """Check that a convolution that was built without a bias still has none."""
+    if getattr(conv, 'bias', None) is not None:
         raise ValueError(
             'a batch norm was folded into a convolution beside spatial bias, whose maps it also normalises: '
             'fuse_conv_bn gives wrong outputs here'
         )
-
-
-def plugins_of_block(plugins: Sequence[dict], stage: int, block: int, num_stages: int) -> list[dict]:
-    """Pick the plugins that one block has; stage and block are indices.
-
-    Raises:
-        ValueError: for an unknown key or position, and for `stages` that do not have one entry a stage.
-    """
-    if isinstance(plugins, Mapping):
-        raise ValueError(f'plugins must be a list of dicts, got {plugins!r}')
-    chosen = []
-    for plugin in plugins:
-        check_keys('plugin', plugin, ('cfg', 'position', 'stages', 'blocks'))
-        stages = plugin.get('stages')
-        if stages is not None and len(stages) != num_stages:
-            raise ValueError(f'stages of a plugin must have {num_stages} entries, got {tuple(stages)}')
-        choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
-        blocks = plugin.get('blocks')
-        if (stages is None or stages[stage]) and (blocks is None or block in blocks):
-            chosen.append(plugin)
-    return chosen

@@ -5,8 +5,6 @@ networks are torchvision's, name for name and bit for bit. ImageNet and CIFAR di
 """
 
 import copy
-import importlib
-import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -15,118 +13,108 @@ from mmengine.model import BaseModule, Sequential, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models.bottleneck import BIAS_OPTIONS, BIAS_PARTS, Bottleneck, plugins_of_block
-from mmsb.models.weights import check_pretrained, is_pretrained, parts_that_are_new, take_over
-from mmsb.options import check_keys, choose, known_options
+from mmsb.models.bottleneck import BIAS_PARTS, Bottleneck
+from mmsb.models.stages import (
+    bias_of_stages,
+    check_per_stage,
+    choose_base_width,
+    choose_out_indices,
+    conv2_of_blocks,
+    dilations_of_blocks,
+    drop_path_rates,
+    layer_depth,
+    library_in_scope,
+    plugins_of_blocks,
+)
+from mmsb.models.weights import find_new_parts, load_pretrained, split_init_cfg
+from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
 
-PAPER_BIAS = MappingProxyType({})  # the defaults are the operator's own
-DCN_OPTIONS = ('type', 'deform_groups', 'deformable_groups', 'im2col_step', 'fallback_on_stride')
-PAPER_STAGES = (True, True, True, False)
-FRESH_INIT = (
+PAPER_BIAS = MappingProxyType({})  # the operator's own defaults
+FROM_SCRATCH = (
     dict(type='Kaiming', layer='Conv2d'),
     dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
 )
-
-
-def check_dcn(
-    dcn: Mapping,
-    stage_with_dcn: Sequence[bool],
-    num_stages: int,
-    *,
-    conv2: dict | None,
-    conv_cfg: dict | None,
-    groups: int,
-) -> None:
-    """Check the options of deformable convolutions, and register their types.
-
-    Raises:
-        ValueError: for an unknown type or option, `stage_with_dcn` without one bool a stage or without effect, and
-            other options that cannot be combined with `dcn`.
-    """
-    if not isinstance(dcn, Mapping):
-        raise ValueError(f'dcn must be a dict of options, or None for none, got {dcn!r}')
-    check_keys('dcn', dcn, DCN_OPTIONS)
-    choose('dcn.type', dcn.get('type'), ('DCN', 'DCNv2'))
-    if not isinstance(stage_with_dcn, (tuple, list)) or len(stage_with_dcn) != num_stages:
-        raise ValueError(f'stage_with_dcn must have one entry for each of the {num_stages} stages: {stage_with_dcn!r}')
-    if not any(stage_with_dcn):
-        raise ValueError(f'dcn has no effect with stage_with_dcn={stage_with_dcn!r}: name a stage, or set dcn=None')
-    for name, value in dict(conv2=conv2, conv_cfg=conv_cfg).items():
-        if value is not None:
-            raise ValueError(f'{name} must be None with dcn, got {value!r}')
-    if dcn.get('fallback_on_stride') and groups > 1:
-        raise ValueError(f'dcn.fallback_on_stride must be False with groups={groups}: mmdet ignores it there')
-    importlib.import_module('mmcv.ops')  # registers DCN and DCNv2
 
 
 @MODELS.register_module()
 class SBResNet(BaseModule):
     """ResNet of bottlenecks with spatial bias: replaces `ResNet` in a config of any of the libraries.
 
-    Freezing (`frozen_stages`, `norm_eval`) is about weights that have been trained. A spatial bias or a plugin that a
-    warm start from a plain ResNet left untrained is spared by both: it learns, and its batch norms gather statistics,
-    in frozen stages too. What came with the checkpoint is frozen like everything else.
+    Freezing (`frozen_stages`, `norm_eval`) is for weights that have been trained. It spares what the checkpoint of a
+    warm start lacks, be it spatial bias, a plugin or the offsets of a deformable convolution: these learn, and their
+    batch norms gather statistics, in frozen stages too. To tell which these are before the network is wrapped for
+    distributed training, the constructor reads the checkpoint (not on the meta device), and downloads it if need be.
 
     Args:
         depth: 50, 101 or 152.
         spatial_bias: what differs from the paper's operator: num_maps (3), pool_size (10), kernel_size (3), position
             ('conv2' or 'conv1'), fusion ('concat' or 'add'), pool ('avg' or 'max'), mix (True). None: a plain ResNet.
-        sb_stages: which stages have it; one bool a stage.
+        sb_stages: which stages have it, one bool a stage; None: all but the fourth.
         plugins: dicts with `cfg`, `position` ('after_conv1', 'after_conv2', 'after_conv3', 'after_block') and,
             optionally, `stages` (one bool a stage) and `blocks` (indices of the blocks in each of these stages).
-        conv2: dict with the type of a layer in the place of each 3x3 convolution: mmsb.SK. None: none.
+        conv2: dict with the type of a layer that replaces each 3x3 convolution: mmsb.SK. None: none.
         dcn: deformable 3x3 convolutions, as in mmdet: dict(type='DCN' or 'DCNv2', deform_groups=1,
-            fallback_on_stride=False). The last option keeps the plain convolution in the first deformable block, which
-            is what mmdet makes of it. Offsets start at zero. None: none.
-        stage_with_dcn: which stages have them; one bool a stage.
+            fallback_on_stride=False). As in mmdet, fallback_on_stride=True means no more than that the first of these
+            blocks keeps a plain convolution. None: none.
+        stage_with_dcn: which stages have them, one bool a stage.
         groups: of the 3x3 convolutions, as in ResNeXt.
-        base_width: channels a group at 64 base channels; used if groups > 1.
+        base_width: channels a group of the first stage's 3x3 convolutions; it doubles with each stage. None: 4 with
+            groups, else `base_channels`. Wide-ResNet-50-2 has 128 and no groups.
+        width_per_group: mmpretrain's name of base_width.
+        expansion: channels of a block's output over those of its 3x3 convolution (mmpretrain).
         in_channels: channels of the image.
-        stem_channels: channels of the stem; `base_channels` by default.
-        base_channels: C of the first stage.
+        stem_channels: channels of the stem; None: `base_channels`.
+        base_channels: C of the first stage; it doubles with each stage.
         num_stages: number of stages, 1 to 4.
         strides: stride of each stage.
         dilations: dilation of each stage.
-        out_indices: stages whose output is returned; None: all.
+        out_indices: stages whose output is returned, in ascending order; None: all, but only the last in the scope of
+            mmpretrain, as of its ResNet.
         style: 'pytorch' (stride in the 3x3 convolution) or 'caffe' (in the first 1x1).
         deep_stem: three 3x3 convolutions instead of one 7x7.
         avg_down: average pool before the 1x1 convolution of a strided shortcut.
-        frozen_stages: stages to freeze, with the stem: 0 the stem alone, -1 nothing.
+        frozen_stages: number of stages to freeze, with the stem: 0 the stem alone, -1 nothing.
         conv_cfg: convolution type.
-        norm_cfg: norm type.
-        norm_eval: keep batch norms at their running statistics in training.
+        norm_cfg: norm type; None: batch norm.
+        norm_eval: keep batch norms at their running statistics in training; None: only in the scope of mmdet, whose
+            ResNet does.
         with_cp: recompute activations in the backward pass to save memory.
-        multi_grid: dilations of the blocks of the last stage (segmentation).
-        contract_dilation: halve the dilation of the first block of a dilated stage (segmentation).
+        multi_grid: dilations of the blocks of the last stage, instead of its entry in `dilations` (segmentation).
+        contract_dilation: halve the dilation of the first block of a dilated stage (segmentation). Without such a
+            stage it does nothing, as in mmseg, whose base configs set it everywhere.
         zero_init_residual: start each residual branch at zero.
         drop_path_rate: share of samples whose residual branch is dropped in training, in the last block; it rises
             from 0 in the first.
         pretrained: short for `init_cfg=dict(type='Pretrained', checkpoint=...)` (segmentation).
         init_cfg: initialisation; `Pretrained` takes a checkpoint of a plain ResNet or of an SBResNet: local file, URL,
-            'torchvision://resnet50'; of the backbone or of a whole model (`prefix` names the part; 'backbone' is
-            found by itself).
+            'torchvision://resnet50'; of the backbone or of a whole model (`prefix` names the part; 'backbone' needs no
+            prefix).
 
     Raises:
-        ValueError: for an unknown option or value, and for tuples that do not have one entry a stage.
+        ValueError: for an unknown option or value, one that would have no effect, and tuples without one entry a stage.
+        FileNotFoundError: if the checkpoint that decides what is frozen does not exist.
     """
 
     stage_table: Mapping[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     bias_defaults: Mapping = PAPER_BIAS
+    sb_stages_default: tuple[bool, ...] = (True, True, True, False)
 
     @known_options
     def __init__(
         self,
         depth: int = 50,
         spatial_bias: Mapping | None = PAPER_BIAS,
-        sb_stages: Sequence[bool] = PAPER_STAGES,
-        plugins: Sequence[dict] | None = None,
+        sb_stages: Sequence[bool] | None = None,
+        plugins: Sequence[Mapping] | None = None,
         *,
         conv2: dict | None = None,
         dcn: dict | None = None,
         stage_with_dcn: Sequence[bool] = (False, False, False, False),
         groups: int = 1,
-        base_width: int = 4,
+        base_width: int | None = None,
+        width_per_group: int | None = None,
+        expansion: int = 4,
         in_channels: int = 3,
         stem_channels: int | None = None,
         base_channels: int = 64,
@@ -140,7 +128,7 @@ class SBResNet(BaseModule):
         frozen_stages: int = -1,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        norm_eval: bool = False,
+        norm_eval: bool | None = None,
         with_cp: bool = False,
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
@@ -149,145 +137,91 @@ class SBResNet(BaseModule):
         pretrained: str | None = None,
         init_cfg: dict | list | None = None,
     ):
-        init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
-        if not all(isinstance(cfg, dict) and 'type' in cfg for cfg in init_cfgs):
-            raise ValueError(f'init_cfg must be a dict with a type, or a list of such dicts, got {init_cfg!r}')
-        if pretrained is not None:
-            init_cfgs.append(dict(type='Pretrained', checkpoint=pretrained))
-        checkpoints = [cfg for cfg in init_cfgs if is_pretrained(cfg)]
-        for cfg in checkpoints:
-            check_pretrained(cfg)
-        super().__init__([cfg for cfg in init_cfgs if cfg not in checkpoints] or list(FRESH_INIT))
-
-        blocks = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]
-        if sb_stages is PAPER_STAGES:
-            sb_stages = sb_stages[:num_stages]  # a ResNet without its last stage: a C4 detector
-        for name, values in dict(sb_stages=sb_stages, strides=strides, dilations=dilations).items():
-            if not isinstance(values, (tuple, list)) or len(values) != num_stages:
-                raise ValueError(f'{name} must have one entry for each of the {num_stages} stages, got {values!r}')
-        if dcn is not None:
-            check_dcn(dcn, stage_with_dcn, num_stages, conv2=conv2, conv_cfg=conv_cfg, groups=groups)
-        if multi_grid is not None and len(multi_grid) != blocks[-1]:
-            raise ValueError(f'multi_grid must have {blocks[-1]} entries, got {tuple(multi_grid)}')
-        if spatial_bias is not None:
-            if not isinstance(spatial_bias, Mapping):
-                raise ValueError(f'spatial_bias must be a dict of options, or None for none, got {spatial_bias!r}')
-            check_keys('spatial_bias', spatial_bias, BIAS_OPTIONS)
-            spatial_bias = {**self.bias_defaults, **spatial_bias}
-        if isinstance(out_indices, int):
-            raise ValueError(f'out_indices must be a tuple of stages, got {out_indices!r}')
-        self.out_indices = tuple(range(num_stages) if out_indices is None else out_indices)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be at least 0 and below 1, got {drop_path_rate!r}')
-        for index in self.out_indices:
-            choose('each of out_indices', index, range(num_stages))
-        self.frozen_stages = choose('frozen_stages', frozen_stages, range(-1, num_stages + 1))
+        init_cfgs, pretrained_cfg = split_init_cfg(init_cfg, pretrained)
+        super().__init__(init_cfgs or list(FROM_SCRATCH))
+        depths = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]
+        stem_channels = base_channels if stem_channels is None else stem_channels
+        base_width = choose_base_width(base_width, width_per_group, groups, base_channels)
+        sizes = dict(in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels)
+        for name, size in dict(sizes, groups=groups, base_width=base_width, expansion=expansion).items():
+            positive_integer(name, size)
+        self.pretrained_cfg = pretrained_cfg
         self.depth = depth
+        self.num_stages = num_stages
+        self.out_indices = choose_out_indices(out_indices, num_stages)
+        self.frozen_stages = choose('frozen_stages', frozen_stages, range(-1, num_stages + 1))
         self.conv_cfg = conv_cfg
-        self.norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
-        self.norm_eval = norm_eval
+        self.norm_cfg = dict(type='BN', requires_grad=True) if norm_cfg is None else norm_cfg
+        self.norm_eval = library_in_scope() == 'mmdet' if norm_eval is None else norm_eval
         self.avg_down = avg_down
         self.zero_init_residual = zero_init_residual
 
-        in_channels = self._make_stem(in_channels, stem_channels or base_channels, deep_stem)
-        depth_rates = iter(drop_path_rate * k / max(1, sum(blocks) - 1) for k in range(sum(blocks)))
+        stages = dict(  # one entry a stage
+            stride=check_per_stage('strides', strides, num_stages),
+            channels=[base_channels * 2**i for i in range(num_stages)],
+            width=[groups * base_width * 2**i for i in range(num_stages)],
+            spatial_bias=bias_of_stages(
+                spatial_bias, self.bias_defaults, sb_stages, self.sb_stages_default[:num_stages]
+            ),
+        )
+        blocks = dict(  # one entry a block of a stage
+            dilation=dilations_of_blocks(depths, dilations, multi_grid, contract_dilation),
+            conv2=conv2_of_blocks(depths, conv2, dcn, stage_with_dcn, conv_cfg, groups),
+            plugins=plugins_of_blocks(depths, plugins),
+            drop_path_rate=drop_path_rates(depths, drop_path_rate),
+        )
+        common = dict(expansion=expansion, groups=groups, style=style, with_cp=with_cp)
+        channels_in = self._make_stem(in_channels, stem_channels, deep_stem)
         for i in range(num_stages):
-            grid = [dilations[i]] * blocks[i]
-            if multi_grid is not None and i == num_stages - 1:
-                grid = multi_grid
-            elif contract_dilation and dilations[i] > 1:
-                grid[0] = dilations[i] // 2
-            conv2s = [conv2] * blocks[i]
-            if dcn is not None and stage_with_dcn[i]:
-                conv2s = [{key: dcn[key] for key in dcn if key != 'fallback_on_stride'}] * blocks[i]
-                if dcn.get('fallback_on_stride') and not any(stage_with_dcn[:i]):
-                    conv2s[0] = None  # mmdet's first block pops the option from the dict that it shares with the others
-            channels = base_channels * 2**i
-            stage = self._make_stage(
-                in_channels,
-                channels,
-                stride=strides[i],
-                dilations=grid,
-                plugins=[plugins_of_block(plugins or (), i, j, num_stages) for j in range(blocks[i])],
-                conv2s=conv2s,
-                groups=groups,
-                width=int(channels * base_width / base_channels) * groups if groups > 1 else channels,
-                style=style,
-                spatial_bias=spatial_bias if sb_stages[i] else None,
-                with_cp=with_cp,
-                drop_path_rates=list(itertools.islice(depth_rates, blocks[i])),
-            )
-            self.add_module(f'layer{i + 1}', stage)
-            in_channels = channels * Bottleneck.expansion
-        self.num_stages = num_stages
+            of_stage = {name: values[i] for name, values in stages.items()}
+            of_blocks = [{name: values[i][j] for name, values in blocks.items()} for j in range(depths[i])]
+            self.add_module(f'layer{i + 1}', self._make_stage(channels_in, of_blocks, **of_stage, **common))
+            channels_in = of_stage['channels'] * expansion
 
-        self.checkpoint = checkpoints[-1] if checkpoints else None
-        self.new_parts = parts_that_are_new(self.added_parts(), self.checkpoint) if checkpoints else []
-        self._freeze()
+        self.new_parts: list[str] = []  # those that freezing spares
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if self.pretrained_cfg is not None and self._freezes() and not next(self.parameters()).is_meta:
+            self.spare(find_new_parts(list(self.added_parts()), self.pretrained_cfg))
         self.train()
 
     @classmethod
     def blocks_per_stage(cls, depth: int) -> tuple[int, ...]:
         return cls.stage_table[choose('depth', depth, cls.stage_table)]
 
-    def _make_stem(self, in_channels: int, channels: int, deep: bool) -> int:
-        def conv(c_in: int, c_out: int, kernel_size: int, stride: int = 1) -> nn.Module:
-            padding = kernel_size // 2
-            return build_conv_layer(self.conv_cfg, c_in, c_out, kernel_size, stride=stride, padding=padding, bias=False)
+    def _conv(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> nn.Module:
+        geometry = dict(stride=stride, padding=kernel_size // 2, bias=False)
+        return build_conv_layer(self.conv_cfg, in_channels, channels, kernel_size, **geometry)
 
-        if deep:
-            widths = (channels // 2, channels // 2, channels)
-            layers: list[nn.Module] = []
-            for width, stride in zip(widths, (2, 1, 1), strict=True):
-                norm = build_norm_layer(self.norm_cfg, width)[1]
-                layers += [conv(in_channels, width, 3, stride), norm, nn.ReLU(inplace=True)]
-                in_channels = width
-            self.stem = nn.Sequential(*layers)
-        else:
-            self.conv1 = conv(in_channels, channels, 7, stride=2)
-            self.bn1 = build_norm_layer(self.norm_cfg, channels)[1]
+    def _norm(self, channels: int) -> nn.Module:
+        return build_norm_layer(self.norm_cfg, channels)[1]
+
+    def _make_stem(self, in_channels: int, channels: int, deep: bool) -> int:
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        if not deep:
+            self.conv1 = self._conv(in_channels, channels, 7, stride=2)
+            self.bn1 = self._norm(channels)
+            return channels
+        layers: list[nn.Module] = []
+        for width, stride in ((channels // 2, 2), (channels // 2, 1), (channels, 1)):
+            layers += [self._conv(in_channels, width, 3, stride), self._norm(width), nn.ReLU(inplace=True)]
+            in_channels = width
+        self.stem = nn.Sequential(*layers)
         return channels
 
     def _make_stage(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stride: int,
-        dilations: Sequence[int],
-        plugins: list[list[dict]],
-        conv2s: list[dict | None],
-        drop_path_rates: list[float],
-        **block,
+        self, in_channels: int, blocks: list[dict], *, channels: int, expansion: int, stride: int, **common
     ) -> Sequential:
-        out_channels = channels * Bottleneck.expansion
+        out_channels = channels * expansion
+        common.update(expansion=expansion, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg)
         downsample = None
         if stride != 1 or in_channels != out_channels:
-            pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)]
-            conv_stride = 1 if self.avg_down else stride
-            downsample = nn.Sequential(
-                *(pool if self.avg_down else []),
-                build_conv_layer(self.conv_cfg, in_channels, out_channels, 1, stride=conv_stride, bias=False),
-                build_norm_layer(self.norm_cfg, out_channels)[1],
-            )
-        block.update(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg)
-        blocks = [
-            Bottleneck(
-                in_channels if j == 0 else out_channels,
-                channels,
-                stride=stride if j == 0 else 1,
-                dilation=dilation,
-                downsample=downsample if j == 0 else None,
-                plugins=plugins[j],
-                conv2=conv2s[j],
-                drop_path_rate=drop_path_rates[j],
-                **block,
-            )
-            for j, dilation in enumerate(dilations)
-        ]
-        return Sequential(*blocks)
+            pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] if self.avg_down else []
+            conv = self._conv(in_channels, out_channels, 1, stride=1 if self.avg_down else stride)
+            downsample = nn.Sequential(*pool, conv, self._norm(out_channels))
+        first = Bottleneck(in_channels, channels, stride=stride, downsample=downsample, **blocks[0], **common)
+        return Sequential(first, *(Bottleneck(out_channels, channels, **block, **common) for block in blocks[1:]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (B, in_channels, H, W), to one feature map for each of `out_indices`."""
@@ -300,17 +234,17 @@ class SBResNet(BaseModule):
                 outs.append(x)
         return tuple(outs)
 
-    def bias_modules(self) -> list[nn.Module]:
-        """List the modules that a plain ResNet does not have: empty without spatial bias."""
-        return [part for block in self.modules() if isinstance(block, Bottleneck) for part in block.bias_modules()]
-
-    def added_parts(self) -> list[str]:
-        """List the names of the parts that a plain ResNet does not have: spatial bias and plugins."""
+    def added_parts(self) -> dict[str, nn.Module]:
+        """Return by name what a plain ResNet lacks: spatial bias, plugins, offsets of deformable convolutions."""
         blocks = [(name, block) for name, block in self.named_modules() if isinstance(block, Bottleneck)]
-        return [f'{name}.{part}' for name, block in blocks for part in block.added_parts()]
+        return {f'{name}.{part}': module for name, block in blocks for part, module in block.added_parts().items()}
+
+    def bias_modules(self) -> list[nn.Module]:
+        """List the modules of spatial bias: none in a plain ResNet."""
+        return [module for name, module in self.added_parts().items() if name.split('.')[-1] in BIAS_PARTS]
 
     def init_weights(self) -> None:
-        """Initialise, then take over the checkpoint of a `Pretrained` init_cfg, if there is one.
+        """Initialise; with a `Pretrained` init_cfg, load its checkpoint then.
 
         Raises:
             ValueError: if the checkpoint does not fit.
@@ -318,41 +252,58 @@ class SBResNet(BaseModule):
         """
         if self.is_init:
             return
-        blocks = [module for module in self.modules() if isinstance(module, Bottleneck)]
-        # Plugins and offsets of deformable convolutions without init_weights keep what they were built with.
-        added = [self.get_submodule(name) for name in self.added_parts() if name.split('.')[-1] not in BIAS_PARTS]
-        added = [layer for layer in added if not hasattr(layer, 'init_weights')]
-        built = [copy.deepcopy(layer.state_dict()) for layer in added]
+        # Plugins and offsets without init_weights keep the values that they were built with.
+        bias = self.bias_modules()
+        others = [
+            part for part in self.added_parts().values() if part not in bias and not hasattr(part, 'init_weights')
+        ]
+        built = [copy.deepcopy(part.state_dict()) for part in others]
         super().init_weights()
-        for layer, state in zip(added, built, strict=True):
-            layer.load_state_dict(state)
+        for part, state in zip(others, built, strict=True):
+            part.load_state_dict(state)
         if self.zero_init_residual:
-            for block in blocks:
-                constant_init(block.bn3, 0)
-        if self.checkpoint is not None:
-            take_over(self, self.checkpoint)
+            for block in self.modules():
+                if isinstance(block, Bottleneck):
+                    constant_init(block.bn3, 0)
+        if self.pretrained_cfg is not None:
+            new_parts = load_pretrained(self, self.pretrained_cfg)
+            if self._freezes() and new_parts != self.new_parts:  # built on the meta device
+                self.spare(new_parts)
 
-    def _frozen_parts(self) -> list[nn.Module]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Number a parameter's layer for learning rates that decay layer by layer, as mmpretrain's ResNet does.
+
+        Returns:
+            the number, 0 for the stem and 1 after the last block's for what is not under `prefix`; how many there are.
+        """
+        layer = param_name.removeprefix(prefix) if param_name.startswith(prefix) else None
+        return layer_depth([len(getattr(self, f'layer{i + 1}')) for i in range(self.num_stages)], layer)
+
+    def spare(self, parts: Sequence[str]) -> None:
+        """Exempt parts from freezing: those of `added_parts` that have not been trained.
+
+        Who resumes a training without its warm-start checkpoint builds the network without `init_cfg`, and passes here
+        the `new_parts` of the network that was trained, before it is wrapped for distributed training.
+        """
+        self.new_parts = list(parts)
+        for part in self.new_parts:
+            self.get_submodule(part).requires_grad_(True).train(self.training)
+
+    def _freezes(self) -> bool:
+        return self.frozen_stages > 0 or self.norm_eval or not self.norm_cfg.get('requires_grad', True)
+
+    def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        stem = [part for name, part in self.named_children() if name in ('stem', 'conv1', 'bn1')]
+        stem = [module for name, module in self.named_children() if name in ('stem', 'conv1', 'bn1')]
         return stem + [getattr(self, f'layer{i + 1}') for i in range(self.frozen_stages)]
-
-    def _freeze(self) -> None:
-        for part in self._frozen_parts():
-            part.requires_grad_(False)
-        for part in self.new_parts:
-            self.get_submodule(part).requires_grad_(True)
 
     def train(self, mode: bool = True) -> 'SBResNet':
         """Switch to training or evaluation; what is frozen stays in evaluation."""
         super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)] if self.norm_eval else []
+        for module in [*self._frozen_modules(), *norms]:
+            module.eval()
         for part in self.new_parts:
             self.get_submodule(part).train(mode)
         return self
@@ -365,7 +316,7 @@ class SBResNetCifar(SBResNet):
     Args:
         depth: 9n + 2: 38, 65, 110 in the paper, n blocks a stage.
         spatial_bias: as in SBResNet; pool_size is 6 by default.
-        sb_stages: as in SBResNet; the first two by default.
+        sb_stages: as in SBResNet; None: the first two.
         plugins: as in SBResNet.
         options: all of SBResNet's, but for deep_stem.
 
@@ -374,13 +325,14 @@ class SBResNetCifar(SBResNet):
     """
 
     bias_defaults = MappingProxyType(dict(pool_size=6))
+    sb_stages_default = (True, True, False, False)
 
     def __init__(
         self,
         depth: int = 38,
         spatial_bias: Mapping | None = PAPER_BIAS,
-        sb_stages: Sequence[bool] = (True, True, False),
-        plugins: Sequence[dict] | None = None,
+        sb_stages: Sequence[bool] | None = None,
+        plugins: Sequence[Mapping] | None = None,
         *,
         base_channels: int = 16,
         num_stages: int = 3,
@@ -400,8 +352,8 @@ class SBResNetCifar(SBResNet):
     def _make_stem(self, in_channels: int, channels: int, deep: bool) -> int:
         if deep:
             raise ValueError('deep_stem=True: the stem of SBResNetCifar is one 3x3 convolution, valid: False')
-        self.conv1 = build_conv_layer(self.conv_cfg, in_channels, channels, 3, padding=1, bias=False)
-        self.bn1 = build_norm_layer(self.norm_cfg, channels)[1]
+        self.conv1 = self._conv(in_channels, channels, 3)
+        self.bn1 = self._norm(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity()
         return channels

@@ -1,4 +1,4 @@
-"""Spatial bias: a few global maps, made without attention, beside a convolution.
+"""Spatial bias: a few global maps, computed without attention, beside a convolution.
 
 Source: Go & Ryu, "Spatial Bias for Attention-free Non-local Neural Networks", arXiv:2302.12505, section 3.
 Differs from the authors' code: any batch size (theirs fails on 1), any height and width (theirs has one scale for both
@@ -15,32 +15,33 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmsb.options import choose, known_options
+from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
 
 POOLS = {'avg': F.adaptive_avg_pool2d, 'max': F.adaptive_max_pool2d}
+KERNEL_SIZE = 3
 
 
 @MODELS.register_module()
 class SpatialBias(BaseModule):
     """1x1 conv to R channels, norm, act; pool to S x S; Conv1d over all S*S positions; bilinear upsampling.
 
-    The Conv1d takes the S*S pooled positions as its channels and slides over the R reduced ones, so that each of the N
-    maps sees the whole image. Its cost is fixed by S.
+    The Conv1d takes the S*S pooled positions as its channels and slides over the R reduced ones, so each of the N maps
+    sees the whole image. S alone determines its cost.
 
     Args:
         in_channels: C.
         num_maps: N, the number of bias maps.
         pool_size: S, in pixels of the pooled map.
-        kernel_size: k of the Conv1d, in reduced channels. Not used without `mix`.
+        kernel_size: k of the Conv1d, in reduced channels.
         pool: 'avg' or 'max' (paper, table 5).
-        mix: without it there is no Conv1d and R = N ("pool only" in the paper's table 5).
+        mix: whether there is a Conv1d; without it R = N ("pool only" in the paper's table 5).
         norm_cfg: norm of the reduction; None: batch norm.
         act_cfg: activation of the reduction; None: ReLU.
         init_cfg: see mmengine's BaseModule.
 
     Raises:
-        ValueError: for sizes below 1, an unknown pool, and a mix that is no bool.
+        ValueError: for sizes below 1, an unknown pool, a mix that is not a bool, and a kernel_size without `mix`.
     """
 
     @known_options
@@ -49,7 +50,7 @@ class SpatialBias(BaseModule):
         in_channels: int,
         num_maps: int = 3,
         pool_size: int = 10,
-        kernel_size: int = 3,
+        kernel_size: int = KERNEL_SIZE,
         pool: str = 'avg',
         mix: bool = True,
         norm_cfg: dict | None = None,
@@ -59,25 +60,29 @@ class SpatialBias(BaseModule):
         super().__init__(init_cfg)
         sizes = dict(in_channels=in_channels, num_maps=num_maps, pool_size=pool_size, kernel_size=kernel_size)
         for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} of SpatialBias must be an integer of at least 1, got {value!r}')
+            positive_integer(f'{name} of SpatialBias', value)
+        choose('mix of SpatialBias', mix, (True, False))
+        if not mix and kernel_size != KERNEL_SIZE:
+            raise ValueError(
+                f'kernel_size of SpatialBias has no effect with mix=False, got {kernel_size}: leave it out'
+            )
         self.num_maps = num_maps
         self.pool_size = pool_size
         self.pool = choose('pool of SpatialBias', pool, POOLS)
-        choose('mix of SpatialBias', mix, (True, False))
         reduced = num_maps + kernel_size - 1 if mix else num_maps
+        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
         self.reduce = ConvModule(
             in_channels,
             reduced,
             kernel_size=1,
             bias=False,
-            norm_cfg=norm_of_maps(norm_cfg or dict(type='BN'), reduced),
-            act_cfg=act_cfg or dict(type='ReLU'),
+            norm_cfg=norm_for_maps(norm_cfg, reduced),
+            act_cfg=dict(type='ReLU') if act_cfg is None else act_cfg,
         )
         self.mix = nn.Conv1d(pool_size**2, pool_size**2, kernel_size) if mix else None
 
     def forward(self, x: Tensor, out_size: tuple[int, int]) -> Tensor:
-        """Make the maps of `x`, (B, C, H, W), at `out_size` (height, width): (B, N, *out_size)."""
+        """Compute the maps of `x`, (B, C, H, W), at `out_size` (height, width): (B, N, *out_size)."""
         x = POOLS[self.pool](self.reduce(x), self.pool_size)  # (B, R, S, S)
         if self.mix is not None:
             x = self.mix(x.flatten(2).transpose(1, 2))  # (B, S*S, N)
@@ -88,20 +93,34 @@ class SpatialBias(BaseModule):
         return f'num_maps={self.num_maps}, pool_size={self.pool_size}, pool={self.pool!r}'
 
 
-def norm_of_maps(norm_cfg: dict, channels: int) -> dict:
-    """Fit the config of a group norm to a few channels: the largest number of groups that divides them."""
+def norm_for_maps(norm_cfg: dict, channels: int) -> dict:
+    """Fit the config of a ResNet's norms to the few channels of the maps.
+
+    The groups of a group norm must divide them. Caffe's weights come with eps=0, since their norms only evaluate; those
+    of the maps train, and there it would divide by zero.
+    """
+    norm_cfg = {key: value for key, value in norm_cfg.items() if key != 'eps' or value > 0}
     if norm_cfg.get('type') == 'GN':
-        return {**norm_cfg, 'num_groups': math.gcd(norm_cfg['num_groups'], channels)}
+        norm_cfg['num_groups'] = math.gcd(norm_cfg['num_groups'], channels)
     return norm_cfg
 
 
-def conv_of_concat(conv: nn.Conv2d, bias_conv: nn.Conv2d, y: Tensor, bias: Tensor) -> Tensor:
-    """Convolve the concatenation of `y` (B, C, H, W) and `bias` (B, N, H, W) by weights that are stored apart.
+def conv_of_concat(conv: nn.Module, bias_conv: nn.Module, y: Tensor, maps: Tensor) -> Tensor:
+    """Convolve the concatenation of `y` (B, C, H, W) and `maps` (B, N, H, W) with weights that are stored apart.
 
-    Equal to `conv(y) + bias_conv(bias)`, but writes the wide output once.
+    This is `conv(y) + bias_conv(maps)`. Two plain convolutions are fused into one, which writes the wide output once.
+    Where one convolution would not do the same, the sum itself is computed: another type of layer, groups, a padding
+    mode other than zeros, and hooks of the module, which fire only when it is called (not torch's global ones, which
+    counters set on every module).
     """
-    if conv.groups > 1 or type(conv) is not nn.Conv2d:  # no one plain convolution reads both
-        return conv(y) + bias_conv(bias)
-    x = torch.cat([y, bias.to(y.dtype)], dim=1)
+    if not (_is_plain(conv) and _is_plain(bias_conv)):
+        return conv(y) + bias_conv(maps)
+    x = torch.cat([y, maps.to(y.dtype)], dim=1)
     weight = torch.cat([conv.weight, bias_conv.weight], dim=1)
     return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == 'zeros'
+    return plain and not any(getattr(conv, name) for name in hooks)

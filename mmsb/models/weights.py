@@ -1,16 +1,16 @@
-"""Taking over the weights of a checkpoint: of a plain ResNet (warm start) or of an SBResNet.
+"""Loading the weights of a checkpoint: of a plain ResNet (warm start) or of an SBResNet.
 
 Names are torchvision's; timm's and the OpenMMLab libraries' are the same, the latter under the prefix `backbone.`.
 """
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmsb.models.safe_load import load_state_dict, local_path
+from mmsb.checkpoints.load import load_state_dict
 from mmsb.options import check_keys
 
 _BIAS = re.compile(r'\.(spatial_bias|bias_norm|bias_conv)\.')
@@ -25,25 +25,36 @@ def is_pretrained(cfg: Mapping) -> bool:
     return name.split('.')[-1] in ('Pretrained', 'PretrainedInit')
 
 
-def check_pretrained(cfg: Mapping) -> None:
-    """Check the keys of a `Pretrained` init_cfg.
+def split_init_cfg(init_cfg: Mapping | Sequence[Mapping] | None, pretrained) -> tuple[list[Mapping], Mapping | None]:
+    """Separate the `Pretrained` init_cfg, or what `pretrained` is short for, from the other ones.
 
     Raises:
-        ValueError: for an unknown key, or without a checkpoint.
+        ValueError: for what is not an init_cfg, an unknown key of `Pretrained`, no checkpoint, and two of them.
     """
-    check_keys('init_cfg of type Pretrained', cfg, ('type', 'checkpoint', 'prefix', 'map_location'))
-    if not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
-        raise ValueError(
-            f'init_cfg of type Pretrained needs a checkpoint: a path or a URL, got {cfg.get("checkpoint")!r}'
-        )
+    cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+    if not all(isinstance(cfg, Mapping) and 'type' in cfg for cfg in cfgs):
+        raise ValueError(f'init_cfg must be a dict with a type, or a list of such dicts, got {init_cfg!r}')
+    found = [cfg for cfg in cfgs if is_pretrained(cfg)]
+    others = [cfg for cfg in cfgs if not is_pretrained(cfg)]
+    if pretrained is not None:
+        found.append(dict(type='Pretrained', checkpoint=pretrained))
+    for cfg in found:
+        check_keys('init_cfg of type Pretrained', cfg, ('type', 'checkpoint', 'prefix', 'map_location'))
+        if not isinstance(cfg.get('checkpoint'), (str, os.PathLike)):
+            got = cfg.get('checkpoint')
+            raise ValueError(f'init_cfg of type Pretrained needs a checkpoint: a path or a URL, got {got!r}')
+    if len(found) > 1:
+        paths = ' and '.join(repr(cfg['checkpoint']) for cfg in found)
+        raise ValueError(f'init_cfg and pretrained must name one checkpoint in all, got {paths}')
+    return others, found[0] if found else None
 
 
 def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
-    """Read the weights of a backbone; heads and necks are left out.
+    """Read the weights of a backbone, without heads and necks.
 
     Args:
         path: see `load_state_dict`.
-        prefix: name of the part of a whole model that is the backbone; found by itself if it is 'backbone'.
+        prefix: name of the backbone in a whole model; None: 'backbone', if there is one.
 
     Raises:
         ValueError: if the checkpoint has no such part, or nothing that a ResNet has.
@@ -62,19 +73,17 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
     return backbone
 
 
-def parts_that_are_new(parts: list[str], pretrained: Mapping) -> list[str]:
-    """List those of the parts of a network that the checkpoint of a `Pretrained` init_cfg has no weight of.
+def find_new_parts(parts: Sequence[str], pretrained: Mapping) -> list[str]:
+    """List those of the parts of a network of which the checkpoint of a `Pretrained` init_cfg has no weight.
 
-    Asked when the network is built: what is frozen must be known before it is wrapped for distributed training. A file
-    that is not there yet is taken for a plain ResNet's.
+    Raises:
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if it cannot be downloaded or read.
     """
-    path = local_path(pretrained['checkpoint'])
-    if not parts or path is None or not os.path.isfile(path):
-        return parts
-    return _absent(parts, read_backbone(path, pretrained.get('prefix')))
+    return _absent(parts, read_backbone(pretrained['checkpoint'], pretrained.get('prefix'))) if parts else []
 
 
-def _absent(parts: list[str], state: Mapping[str, Tensor]) -> list[str]:
+def _absent(parts: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:
     return [part for part in parts if not any(key.startswith(f'{part}.') for key in state)]
 
 
@@ -97,12 +106,15 @@ def check_fit(path: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor
         raise ValueError(f'checkpoint {path!r} does not fit: it has no {_names(missing)}')
 
 
-def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
-    """Copy the weights of the checkpoint of a `Pretrained` init_cfg into an SBResNet.
+def load_pretrained(backbone: nn.Module, pretrained: Mapping) -> list[str]:
+    """Load the checkpoint of a `Pretrained` init_cfg into an SBResNet.
 
-    From a plain ResNet (warm start) the shared weights are copied and the spatial bias starts silent: the network
-    computes the plain ResNet's function and learns the bias from there. From an SBResNet everything is copied. A plugin
-    that the checkpoint has nothing of keeps its initial values.
+    A plain ResNet's (warm start) has the shared weights. Spatial bias then starts at zero effect: the network computes
+    the plain ResNet's function, and learns the bias from there. An SBResNet's has all. Plugins and offsets of
+    deformable convolutions that the checkpoint lacks keep their initial values.
+
+    Returns:
+        names of the parts that the checkpoint lacks.
 
     Raises:
         ValueError: if the checkpoint does not fit: a shape, a missing or an unknown weight, 3x3 convolutions where the
@@ -111,17 +123,10 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
     """
     path = pretrained['checkpoint']
     theirs = read_backbone(path, pretrained.get('prefix'))
-    stages = tuple(f'layer{i}.' for i in range(backbone.num_stages + 1, 5))
-    theirs = {key: value for key, value in theirs.items() if not key.startswith(stages)}
+    further_stages = tuple(f'layer{i}.' for i in range(backbone.num_stages + 1, 5))
+    theirs = {key: value for key, value in theirs.items() if not key.startswith(further_stages)}
     if theirs.pop('conv1.bias', None) is not None:  # Caffe's ResNets have one before their first batch norm
         print_log(f'conv1.bias of {path!r} is left out, as the libraries do', logger='current')
-    trained_bias = any(map(_BIAS.search, theirs))
-    new = _absent(backbone.added_parts(), theirs)
-    late = [part for part in backbone.new_parts if part not in new]
-    if late:
-        raise ValueError(
-            f'checkpoint {path!r} has trained {_names(late)}, known only now that it is downloaded: give the local file'
-        )
     ours = backbone.state_dict()
     if 'layer1.0.conv2.weight' in theirs and 'layer1.0.conv2.weight' not in ours:
         kind = type(backbone.layer1[0].conv2).__name__
@@ -129,27 +134,31 @@ def take_over(backbone: nn.Module, pretrained: Mapping) -> None:
             f'checkpoint {path!r} does not fit: it has 3x3 convolutions where the network has {kind}, which has no use '
             f'for their weights: train from scratch, or start from a checkpoint with {kind}'
         )
-    # a plugin is new as a whole or not at all, the bias in the whole network
-    new = tuple(f'{part}.' for part in new if not (trained_bias and _BIAS.search(f'{part}.')))
-    check_fit(path, {key: value for key, value in ours.items() if key in theirs or not key.startswith(new)}, theirs)
+    new_parts = _absent(list(backbone.added_parts()), theirs)
+    has_bias = any(map(_BIAS.search, theirs))
+    # any plugin may be missing as a whole, but spatial bias only from the whole network
+    may_miss = tuple(f'{part}.' for part in new_parts if not (has_bias and _BIAS.search(f'{part}.')))
+    check_fit(
+        path, {key: value for key, value in ours.items() if key in theirs or not key.startswith(may_miss)}, theirs
+    )
 
     backbone.load_state_dict(theirs, strict=False)
-    fresh = [key for key, _ in backbone.named_parameters() if key not in theirs]
-    if backbone.bias_modules() and not trained_bias:
+    count = sum(key not in theirs for key, _ in backbone.named_parameters())
+    start = ''
+    if backbone.bias_modules() and not has_bias:
+        start = '; spatial bias starts at zero effect'
         for block in backbone.modules():
-            if hasattr(block, 'silence_bias'):
-                block.silence_bias()
-        start = '; spatial bias starts silent'
-    else:
-        start = ''
-    print_log(f'took over {len(theirs)} tensors of {path!r}; {len(fresh)} parameters are new{start}', logger='current')
+            if hasattr(block, 'zero_bias'):
+                block.zero_bias()
+    print_log(f'loaded {len(theirs)} tensors of {path!r}; {count} parameters are new{start}', logger='current')
+    return new_parts
 
 
-def take_over_classifier(model: nn.Module, path: str) -> None:
-    """Copy a whole plain classifier, backbone and head, into an `ImageClassifier` with an SBResNet and a linear head.
+def load_head(model: nn.Module, path: str) -> None:
+    """Load the head of a plain classifier into an `ImageClassifier` with a linear head.
 
     Args:
-        model: its backbone warm-started from the same checkpoint by `init_weights`.
+        model: its head is loaded only.
         path: see `load_state_dict`; the head is called `fc` (torchvision, timm) or `head.fc` (MMPretrain).
 
     Raises:

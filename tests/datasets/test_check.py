@@ -9,9 +9,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmsb.datasets import findings
-from mmsb.datasets.check import check_data
-from mmsb.datasets.check_samples import damage
+from mmsb.datasets.check import check_data, findings
+from mmsb.datasets.check.samples import damage
 from mmsb.datasets.paths import check_paths
 
 SIZE_PX = (40, 30)  # width, height

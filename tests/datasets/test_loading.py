@@ -122,7 +122,7 @@ def test_a_sound_image_is_mmcvs(tmp_path):
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"on_error must be one of \['raise', 'skip'\], got 'ignore'"):
         LoadImage(on_error='ignore')
-    with pytest.raises(ValueError, match='max_pixels must be at least 1, got 0'):
+    with pytest.raises(ValueError, match='max_pixels must be an integer of at least 1, got 0'):
         LoadImage(max_pixels=0)
     with pytest.raises(ValueError, match='40 x 30 px, more than max_pixels=1,199'):
         loaded(tmp_path / 'image', encoded(plain(), 'PNG'), max_pixels=1199)

@@ -6,13 +6,13 @@ import subprocess
 
 import pytest
 import torch
-from chaos_faults import at_iteration
-from chaos_ranks import Team
-from chaos_victim import amp_on_cpu, differing, train, weights_of, write_config
+from chaos.inject import at_iteration
+from chaos.ranks import Team
+from chaos.victim import amp_on_cpu, differing, train, weights_of, write_config
 from torch.utils.data import DataLoader
 
+from mmsb.checkpoints.store import find_checkpoint, why_invalid
 from mmsb.engine import GuardHook
-from mmsb.engine.checkpoint_file import find_checkpoint, why_invalid
 from mmsb.engine.exact_data import PatientWorker
 
 PATIENCE_S = 120
@@ -99,7 +99,7 @@ def test_a_loss_scale_that_is_being_found_is_no_failure(arena):
 @pytest.mark.parametrize(
     ('option', 'says'),
     [
-        (dict(max_skipped_steps=0), 'max_skipped_steps must be at least 1, got 0'),
+        (dict(max_skipped_steps=0), 'max_skipped_steps must be an integer of at least 1, got 0'),
         (dict(signals=('TERM',)), "signals must be names such as SIGTERM, got 'TERM'"),
     ],
 )

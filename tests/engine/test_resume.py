@@ -1,17 +1,19 @@
 """A training that was killed and resumed ends with the bits of one that was not; augmentation and mixup included."""
 
+import gzip
 import os
 import signal
 import time
 
 import pytest
 import torch
-from chaos_faults import at_iteration, die
-from chaos_victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
+from chaos.inject import at_iteration, die
+from chaos.victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
 from mmengine.runner.checkpoint import _load_checkpoint as stock_load
 
+from mmsb.checkpoints.load import load_checkpoint
+from mmsb.checkpoints.plain import restore
 from mmsb.engine import rng
-from mmsb.models.safe_load import load_checkpoint
 
 LAST = 'iter_12.pth'
 KINDS = {'plain': {}, 'ema': dict(ema=True), 'accumulation': dict(accumulate=4)}
@@ -173,6 +175,28 @@ def test_stock_mmengine_goes_on_from_our_checkpoints(arena):
     resumed = train(arena, config, '--work-dir', 'run', '--resume', '--stock-hooks')
     assert resumed.code == 0, resumed.said()
     assert 'resumed epoch: 0, iter: 5' in resumed.said()
+
+
+def test_a_checkpoint_with_objects_of_mmengine_is_resumed(arena):
+    """As stock MMEngine saves, and mmsb did up to 0.1.0: a HistoryBuffer for each value, NumPy scalars, a function."""
+    write_config(arena / 'base.py', by_epoch=False, steps=8, interval=4)
+    (arena / 'config.py').write_text("""
+_base_ = 'base.py'
+model = dict(backbone=dict(base_channels=1, spatial_bias=dict(pool_size=2)), head=dict(in_channels=16))
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.1, total_steps=8, by_epoch=False)]
+""")
+    golden = ROOT / 'tests/golden/iter_4_with_objects.pth.gz'
+    (arena / 'iter_4.pth').write_bytes(gzip.decompress(golden.read_bytes()))
+    resumed = train(arena, 'config.py', '--work-dir', 'run', '--seed', 3, '--resume', 'iter_4.pth')
+    assert resumed.code == 0, resumed.said()
+    assert 'resumed epoch: 0, iter: 4' in resumed.said()
+    losses = []
+    for path in (arena / 'iter_4.pth', arena / 'run/iter_8.pth'):
+        checkpoint = restore(load_checkpoint(path))
+        losses.append(checkpoint['message_hub']['log_scalars']['train/loss'].data[0].tolist())
+    assert len(losses[1]) == 8
+    assert losses[1][:4] == losses[0]
+    assert torch.load(arena / 'run/iter_8.pth', weights_only=True)['message_hub']['runtime_info']['iter'] == 7
 
 
 def test_states_of_the_generators_survive_a_checkpoint(tmp_path):

@@ -4,12 +4,13 @@ import signal
 
 import pytest
 import torch
-from chaos_faults import at_iteration, die
-from chaos_victim import train, weights_of, write_config
+from chaos.inject import at_iteration, die
+from chaos.malicious import checkpoints
+from chaos.victim import ROOT, train, weights_of, write_config
 
-from mmsb.analysis.malicious import checkpoints
-from mmsb.models.safe_load import load_checkpoint
+from mmsb.checkpoints.load import load_checkpoint
 
+pytestmark = pytest.mark.untrusted
 ATTACKS = ('call of os.system', 'call of getattr of a module', 'call of class with setstate', 'TorchScript',
            'old format, pickle 3', 'bare pickle')  # fmt: skip
 WAYS = {
@@ -47,6 +48,45 @@ def test_a_malicious_file_is_refused(arena, way):
         assert 'error: ' in last
         assert f'{str(arena / "attack.pth")!r} cannot be read as data' in last
         assert not canary.exists(), attack
+
+
+DETECTOR = dict(
+    backbone=dict(type='mmsb.SBResNetCifar', depth=11, base_channels=1, out_indices=(2,)),
+    neck=dict(type='FPN', in_channels=[16], out_channels=8, num_outs=1),
+    bbox_head=dict(
+        type='RetinaHead', num_classes=10, in_channels=8, feat_channels=8, stacked_convs=1,
+        anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4]),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'way', [('train.py',), ('train.py', '--stock-hooks'), ('test.py', 'sound.pth')], ids=['safe', 'stock', 'test']
+)
+def test_a_network_that_loads_in_its_constructor_loads_data(arena, way):
+    """Students of MMDetection load their teacher when they are built, which is before the runner is."""
+    tool, *options = way
+    (arena / 'config.py').write_text(f"""
+_base_ = '{ROOT}/configs/demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
+model = dict(
+    _delete_=True,
+    type='KnowledgeDistillationSingleStageDetector',
+    teacher_config=dict(model=dict(type='RetinaNet', **{DETECTOR})),
+    teacher_ckpt={str(arena / 'attack.pth')!r},
+    **{DETECTOR},
+)
+""")
+    torch.save({}, arena / 'sound.pth')
+    canary = arena / 'canary'
+    made = checkpoints(str(canary))
+    for attack in ('call of os.system', 'old format, pickle 3', 'bare pickle'):
+        canary.unlink(missing_ok=True)
+        (arena / 'attack.pth').write_bytes(made[attack][1])
+        args = ('config.py', *options, '--work-dir', 'run')
+        refused = train(arena, *args, tool=tool)
+        assert not canary.exists(), attack
+        assert refused.code == 1, (attack, refused.said())
+        assert "attack.pth' cannot be read as data" in refused.said().splitlines()[-1]
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ GEOMETRIES = [
     dict(groups=4, width=8),
     dict(stride=2, groups=2, width=12, dilation=3),
     dict(stride=2, style='caffe', groups=3, width=6, dilation=2),
+    dict(stride=2, conv_cfg=dict(type='Conv2d', padding_mode='reflect')),
+    dict(dilation=2, groups=2, width=8, conv_cfg=dict(type='Conv2d', padding_mode='circular')),
 ]
 BIASES = [
     dict(position='conv1'),
@@ -63,6 +65,7 @@ class ConcatReading(nn.Module):
             )
             dense[rows, columns] = conv.weight.detach()[rows]
         geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, bias=False)
+        geometry['padding_mode'] = conv.padding_mode
         self.conv = nn.Conv2d(self.norm.num_features, conv.out_channels, conv.kernel_size, **geometry)
         self.conv.weight.data = torch.cat([dense, bias_conv.weight.detach()], dim=1)
         self.double()
@@ -150,6 +153,36 @@ def test_add_is_one_sum_over_the_maps_for_every_channel(geometry, position):
     close(block(image()), written_out(theirs, image(), position, read))
 
 
+READERS = [('conv2', 'conv3'), ('conv1', 'conv2')]
+
+
+@pytest.mark.parametrize('listens', ['register_forward_hook', 'register_forward_pre_hook'])
+@pytest.mark.parametrize('part', ['reader', 'bias_conv'])
+@pytest.mark.parametrize(('position', 'reader'), READERS)
+def test_hooks_of_the_convolutions_that_read_the_maps_fire(position, reader, part, listens):
+    block, calls = make(spatial_bias=dict(pool_size=3, position=position)), []
+    conv = getattr(block, reader if part == 'reader' else part)
+    expected = block(image())
+    getattr(conv, listens)(lambda module, *_: calls.append(module))
+    close(block(image()), expected)
+    assert calls.count(conv) == 1
+
+
+@pytest.mark.parametrize('part', ['reader', 'bias_conv'])
+@pytest.mark.parametrize(('position', 'reader'), READERS)
+def test_hooks_may_change_what_a_convolution_that_reads_the_maps_returns(position, reader, part):
+    block = make(spatial_bias=dict(pool_size=3, position=position))
+    doubled = copy.deepcopy(block)
+    conv = reader if part == 'reader' else part
+    getattr(doubled, conv).weight.data *= 2
+    getattr(block, conv).register_forward_hook(lambda module, args, out: 2 * out)
+    close(block(image()), doubled(image()))
+    gradients = []
+    getattr(block, conv).register_full_backward_hook(lambda module, inputs, outputs: gradients.append(outputs[0].shape))
+    block(image()).sum().backward()
+    assert len(gradients) == 1
+
+
 class Deformable(nn.Module):
     """torchvision's deformable convolution with the weights of mmcv's layer."""
 
@@ -211,7 +244,7 @@ def test_a_whole_network_of_deformable_convolutions_equals_the_composed_one(kind
         for block in copy.deepcopy(stage):
             if hasattr(block.conv2, 'conv_offset'):
                 block.conv2 = Deformable(block.conv2, kind == 'DCNv2')
-            if block.bias_modules():
+            if hasattr(block, 'spatial_bias'):
                 read = ConcatReading(block.bn2, block.bias_norm, block.conv3, block.bias_conv).eval()
                 out = written_out(block, out, 'conv2', read)
             else:

@@ -3,6 +3,8 @@
 import copy
 import functools
 import importlib
+import itertools
+import re
 import subprocess
 import sys
 
@@ -57,8 +59,9 @@ def torchvision_pair(name):
     torch.manual_seed(0)
     theirs = scramble_norms(getattr(torchvision.models, name)())
     del theirs.fc
-    groups = dict(groups=32, base_width=4) if 'resnext' in name else {}
-    ours = SBResNet(int(name.removeprefix('resnet').removeprefix('resnext').split('_')[0]), spatial_bias=None, **groups)
+    depth = int(re.search(r'\d+', name)[0])
+    widths = dict(resnext50_32x4d=dict(groups=32, base_width=4), wide_resnet50_2=dict(base_width=128))
+    ours = SBResNet(depth, spatial_bias=None, **widths.get(name, {}))
     assert shapes(ours) == shapes(theirs)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -73,8 +76,10 @@ NEEDS_COMPILED_CHECKPOINT = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('name', ['resnet50', 'resnet101', 'resnext50_32x4d'])
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [*itertools.product(['resnet50', 'resnet101', 'resnext50_32x4d'], SIZES), ('wide_resnet50_2', SIZES[1])],
+)
 def test_without_spatial_bias_it_is_torchvisions(name, size):
     ours, theirs = map(copy.deepcopy, torchvision_pair(name))
     for training in (False, True):
@@ -111,6 +116,64 @@ def test_variants_have_the_libraries_names_and_shapes(library, name, options):
     extra = dict(groups=32) if name == 'ResNeXt' else {}
     theirs = getattr(importlib.import_module(f'{library}.models'), name)(depth=50, **extra)
     assert shapes(SBResNet(spatial_bias=None, **options)) == shapes(theirs)
+
+
+@pytest.mark.parametrize('expansion', [1, 2])
+def test_expansion_means_what_it_means_in_mmpretrain(expansion):
+    options = dict(base_channels=32, stem_channels=16, expansion=expansion, out_indices=(0, 1, 2, 3))
+    torch.manual_seed(0)
+    theirs = scramble_norms(mmpretrain.models.ResNet(50, **options))
+    theirs.eval()
+    ours, biased = SBResNet(spatial_bias=None, **options).eval(), SBResNet(**options).eval()
+    assert shapes(ours) == shapes(theirs)
+    assert shapes(theirs).items() <= shapes(biased).items()
+    ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        assert same(ours(image()), theirs(image()))
+        assert [out.shape for out in biased(image())] == [out.shape for out in theirs(image())]
+
+
+@pytest.mark.parametrize('depth', [50, 101, 152])
+def test_layers_are_numbered_as_in_mmpretrain(depth):
+    ours, theirs = SBResNet(depth, base_channels=4), mmpretrain.models.ResNet(depth, base_channels=4, stem_channels=4)
+    names = [f'backbone.{name}' for name, _ in theirs.named_parameters()] + ['head.fc.weight']
+    assert [ours.get_layer_depth(name, 'backbone.') for name in names] == [
+        theirs.get_layer_depth(name, 'backbone.') for name in names
+    ]
+    assert ours.get_layer_depth('layer3.5.bias_conv.weight') == theirs.get_layer_depth('backbone.layer3.5.bn1.bias')
+
+
+@pytest.mark.parametrize(('scope', 'norm_eval', 'out_indices'), [
+    ('mmpretrain', False, (3,)),
+    ('mmdet', True, (0, 1, 2, 3)),
+    ('mmseg', False, (0, 1, 2, 3)),
+    (None, False, (0, 1, 2, 3)),
+])  # fmt: skip
+def test_defaults_are_those_of_the_librarys_resnet(scope, norm_eval, out_indices):
+    with DefaultScope.overwrite_default_scope(scope):
+        kinds = ['mmsb.SBResNet', 'ResNet'] if scope else ['mmsb.SBResNet']
+        nets = [MODELS.build(dict(type=kind, depth=50, base_channels=8)) for kind in kinds]
+        chosen = MODELS.build(dict(type='mmsb.SBResNet', norm_eval=not norm_eval, out_indices=(1, 2)))
+    for net in nets:
+        assert (net.norm_eval, tuple(net.out_indices)) == (norm_eval, out_indices)
+    assert (chosen.norm_eval, chosen.out_indices) == (not norm_eval, (1, 2))
+
+
+def test_width_per_group_is_mmpretrains_name_of_base_width():
+    theirs = mmpretrain.models.ResNeXt(50, groups=32, width_per_group=8)
+    ours = SBResNet(50, None, groups=32, width_per_group=8)
+    assert shapes(ours) == shapes(theirs)
+
+
+def test_maps_train_beside_norms_without_an_epsilon():
+    """As with Caffe's weights, whose norms only evaluate."""
+    net = narrow(norm_cfg=dict(type='BN', requires_grad=False, eps=0), norm_eval=True, zero_init_residual=False)
+    net.spare(net.added_parts())  # as a warm start does
+    net.train()(image())[-1].mean().backward()
+    norms = [name for name, p in net.named_parameters() if p.requires_grad and ('bn' in name or 'bias_norm' in name)]
+    assert len(norms) == 4 * 13
+    assert all('spatial_bias' in name or 'bias_norm' in name for name in norms)
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.requires_grad and p.grad is not None)
 
 
 def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convolution of the stem
@@ -355,6 +418,7 @@ def test_parameter_counts_are_the_papers(make, classes, millions):
         dict(spatial_bias=dict(position='conv1', num_maps=1)),
         dict(spatial_bias=dict(fusion='add', pool='max')),
         dict(spatial_bias=dict(mix=False), with_cp=True),
+        dict(base_width=32),
         dict(sb_stages=(True,) * 4, style='caffe', groups=32, base_width=4),
         dict(deep_stem=True, avg_down=True, norm_cfg=dict(type='GN', num_groups=1)),
         dict(plugins=[dict(cfg=GC, position='after_conv2'), dict(cfg=dict(type='NonLocal2d'), position='after_block')]),
@@ -414,6 +478,45 @@ MISTAKES = [
     (dict(plugins=[dict(cfg=GC, position='after_conv3', stage=(True,) * 4)]), ['plugin', 'stage', "mean 'stages'"]),
     (dict(plugins=[dict(cfg=GC, position='after_conv3', stages=(True,))]), ['stages', '4', '(True,)']),
     (dict(plugins=[dict(cfg=GC, position='before_conv3')]), ['position', "'before_conv3'", 'after_block']),
+    (
+        dict(plugins=[dict(cfg=GC, position='after_conv3', blocks=(7,))]),
+        ['blocks of a plugin', '(7,)', 'at most 6 blocks'],
+    ),
+    (
+        dict(plugins=[dict(cfg=GC, position='after_conv3', blocks=(0, 3), stages=(True, False, False, True))]),
+        ['blocks of a plugin', '(0, 3)', 'at most 3 blocks', '(True, False, False, True)'],
+    ),
+    (dict(plugins=[dict(cfg=GC, position='after_conv3', blocks=(-1,))]), ['blocks of a plugin', '(-1,)']),
+    (dict(plugins=[dict(cfg=GC, position='after_conv3', blocks=())]), ['blocks of a plugin', '()']),
+    (dict(plugins=[dict(cfg=GC, position='after_conv3', blocks=2)]), ['blocks of a plugin', '2']),
+    (
+        dict(plugins=[dict(cfg=GC, position='after_conv3', stages=(False,) * 4)]),
+        ['plugin', 'stages', '(False, False, False, False)'],
+    ),
+    (dict(plugins=['GC']), ['plugins', "['GC']", 'list of dicts']),
+    (dict(plugins={}), ['plugins', '{}', 'list of dicts']),
+    (dict(spatial_bias=dict(mix=False, kernel_size=5)), ['kernel_size', '5', 'no effect']),
+    (dict(sb_stages=(False,) * 4), ['spatial_bias', 'no effect', 'sb_stages=(False, False, False, False)']),
+    (dict(out_indices=(3, 1)), ['out_indices', 'ascending', '(3, 1)']),
+    (dict(out_indices=(1, 1)), ['out_indices', 'ascending', '(1, 1)']),
+    (dict(out_indices=()), ['out_indices', 'at least one', '()']),
+    (dict(groups=32, base_width=4, width_per_group=8), ['width_per_group', 'base_width', '8']),
+    (dict(stem_channels=0), ['stem_channels', '0', 'at least 1']),
+    (dict(base_channels=64.0), ['base_channels', '64.0', 'integer']),
+    (dict(base_width=0), ['base_width', '0', 'at least 1']),
+    (dict(groups=0), ['groups', '0', 'at least 1']),
+    (dict(expansion=0), ['expansion', '0', 'at least 1']),
+    (dict(strides=(1, 2, 2, 0)), ['strides', '0', 'at least 1']),
+    (dict(dilations=(1, 1, 1, '2')), ['dilations', "'2'", 'integer']),
+    (dict(multi_grid=(1, 0, 2)), ['multi_grid', '0', 'at least 1']),
+    (
+        dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth')),
+        ['init_cfg and pretrained', "'b.pth' and 'a.pth'"],
+    ),
+    (
+        dict(init_cfg=[dict(type='Pretrained', checkpoint='a.pth'), dict(type='Pretrained', checkpoint='b.pth')]),
+        ['init_cfg', "'a.pth' and 'b.pth'"],
+    ),
     (dict(dcn='DCN', stage_with_dcn=(True,) * 4), ['dcn', "'DCN'", 'dict']),
     (dict(dcn=dict(deform_groups=1), stage_with_dcn=(True,) * 4), ['dcn.type', 'None', 'DCN', 'DCNv2']),
     (dict(dcn=dict(type='DCNv3'), stage_with_dcn=(True,) * 4), ['dcn.type', "'DCNv3'", 'DCN', 'DCNv2']),
@@ -454,6 +557,7 @@ def test_mistakes_are_named_from_every_library(options, named, scope):
         (dict(deep_stem=True), ['deep_stem', 'False']),
         (dict(bias=dict()), ['SBResNetCifar', 'bias', 'spatial_bias', 'sb_stages', 'base_channels']),
         (dict(sb_stages=(True,) * 4), ['sb_stages', '3']),
+        (dict(num_stages=4, strides=(1, 2, 2, 2), dilations=(1,) * 4, sb_stages=(True,) * 3), ['sb_stages', '4']),
         (dict(out_indices=(3,)), ['out_indices', '3']),
         (dict(dcn=DCN, stage_with_dcn=DCN_STAGES), ['stage_with_dcn', '3 stages']),
     ],
@@ -464,10 +568,33 @@ def test_mistakes_of_the_cifar_network_are_named(options, named):
     assert all(word in str(error.value) for word in named), error.value
 
 
+def test_options_that_upstream_configs_set_without_effect_are_accepted():
+    net = SBResNet(base_channels=8, contract_dilation=True, spatial_bias=None, sb_stages=(True, False, True, False))
+    assert {block.conv2.dilation for block in net.modules() if hasattr(block, 'conv2')} == {(1, 1)}
+    assert not net.added_parts()
+
+
+@pytest.mark.parametrize(('make', 'with_bias'), [
+    (SBResNet, '1 2 3'),
+    (functools.partial(SBResNet, num_stages=2, strides=(1, 2), dilations=(1, 1)), '1 2'),
+    (functools.partial(SBResNet, sb_stages=None), '1 2 3'),
+    (functools.partial(SBResNet, sb_stages=(False, True, False, True)), '2 4'),
+    (functools.partial(SBResNetCifar, 11), '1 2'),
+    (functools.partial(SBResNetCifar, 11, num_stages=1, strides=(1,), dilations=(1,)), '1'),
+])  # fmt: skip
+def test_stages_with_bias(make, with_bias):
+    with torch.device('meta'):
+        net = make()
+    found = {name.split('.')[0] for name in net.added_parts()}
+    assert found == {f'layer{i}' for i in with_bias.split()}
+
+
 def test_found_from_every_library_without_custom_imports():
     script = """
 import sys
+import mmsb  # first, as before every detector
 from mmengine.registry import MODELS, init_default_scope
+assert 'mmsb.models' not in sys.modules
 for scope in ('mmpretrain', 'mmdet', 'mmseg'):
     init_default_scope(scope)
     for name in ('SBResNet', 'SBResNetCifar', 'SpatialBias'):
@@ -475,7 +602,7 @@ for scope in ('mmpretrain', 'mmdet', 'mmseg'):
         assert type(MODELS.build(cfg)).__name__ == name
 assert 'mmsb.models' in sys.modules
 """
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', script], check=True, timeout=60)
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', script], check=True, timeout=300)
 
 
 @pytest.mark.parametrize('cls', [SBResNet, SBResNetCifar])

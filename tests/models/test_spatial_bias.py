@@ -144,6 +144,7 @@ def test_each_output_pixel_depends_on_each_input_pixel(mix):
         (dict(pool_size=2.5), ['pool_size', '2.5', 'integer']),
         (dict(pool_size='10'), ['pool_size', "'10'", 'integer']),
         (dict(kernel_size=-1), ['kernel_size', '-1', 'at least 1']),
+        (dict(mix=False, kernel_size=5), ['kernel_size', '5', 'no effect', 'mix=False']),
     ],
 )
 def test_mistakes_are_named(options, named):

@@ -1,8 +1,12 @@
 """Warm start: what a checkpoint gives, what learns from there, what is frozen, and files that are refused."""
 
+import functools
+import http.server
 import os
 import pathlib
 import re
+import shutil
+import threading
 
 import mmpretrain.models
 import mmpretrain.registry
@@ -10,12 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models import Bottleneck, SBResNet, SBResNetCifar
+from mmsb.analysis.zoo import build_backbone
+from mmsb.models import SBResNet, SBResNetCifar
 
 NEW = ('spatial_bias', 'bias_norm', 'bias_conv')
 BIASES = [
@@ -237,7 +243,7 @@ def test_from_scratch_the_bias_has_a_say():
 @pytest.mark.parametrize('bias', [*BIASES[:2], *BIASES[3:]])
 def test_a_silent_bias_learns(plain, bias):
     net = start(plain, spatial_bias=bias)
-    blocks = [block for block in net.modules() if isinstance(block, Bottleneck) and block.bias_modules()]
+    blocks = [block for block in net.modules() if hasattr(block, 'spatial_bias')]
     silent = [block.spatial_bias.mix if bias.get('fusion') == 'add' else block.bias_conv for block in blocks]
     assert len(blocks) == 13
     assert not any(layer.weight.any() for layer in silent)
@@ -245,7 +251,7 @@ def test_a_silent_bias_learns(plain, bias):
     assert all(layer.weight.any() for layer in silent)
     with_bias = outputs(net)
     for block in blocks:
-        block.silence_bias()
+        block.zero_bias()
     assert not any(map(torch.allclose, with_bias, outputs(net)))
 
 
@@ -381,14 +387,129 @@ def test_a_plugin_is_in_a_checkpoint_as_a_whole(trained_se, tmp_path):
         start(trained_se)
 
 
-@pytest.mark.parametrize(('options', 'part'), [(dict(), 'spatial_bias'), (dict(SE, spatial_bias=None), 'se')])
-def test_what_was_trained_must_be_known_when_the_network_is_built(options, part, tmp_path):
-    """As with an address: what is frozen was settled before the file was there."""
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'late.pth'))
-    net = SBResNet(base_channels=8, init_cfg=init_cfg, frozen_stages=1, **options)
-    torch.save(net.state_dict(), tmp_path / 'late.pth')
-    with pytest.raises(ValueError, match=rf'has trained layer1\.0\.{part} and \d+ more, .* give the local file'):
-        net.init_weights()
+NO_GRADIENT = dict(type='BN', requires_grad=False)
+
+# What is frozen is settled when the network is built, wherever the checkpoint is.
+
+
+@pytest.fixture
+def site(plain, trained, tmp_path, monkeypatch):
+    """A web site with both checkpoints, and an empty cache of downloads; yields its address."""
+    (tmp_path / 'site').mkdir()
+    for path in (plain, trained):
+        shutil.copy(path, tmp_path / 'site')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / 'site')
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    yield f'http://127.0.0.1:{server.server_address[1]}'
+    server.shutdown()
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained'])
+def test_a_checkpoint_from_the_web_starts_as_the_local_one(source, site, request):
+    file = request.getfixturevalue(source)
+    local, remote = (start(path, frozen_stages=1, norm_eval=True) for path in (file, f'{site}/{file.name}'))
+    assert changed(remote, snapshot(local)) == set()
+    assert remote.new_parts == local.new_parts
+    for nets in zip(local.modules(), remote.modules(), strict=True):
+        assert nets[0].training == nets[1].training
+    for parameters in zip(local.parameters(), remote.parameters(), strict=True):
+        assert parameters[0].requires_grad == parameters[1].requires_grad
+    assert local.layer1[0].bias_conv.weight.requires_grad == (source == 'plain')
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained'])
+@pytest.mark.parametrize(
+    'options', [dict(), dict(norm_eval=True), dict(frozen_stages=0), dict(frozen_stages=-1, norm_cfg=NO_GRADIENT), SE]
+)
+def test_initialising_changes_nothing_of_what_is_frozen(source, options, request):
+    """MMEngine wraps the network and builds the optimizer in between."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(request.getfixturevalue(source)))
+    net = SBResNet(base_channels=8, init_cfg=init_cfg, **{'frozen_stages': 1, **options})
+    before = [p.requires_grad for p in net.parameters()], [module.training for module in net.modules()]
+    net.init_weights()
+    net.train()
+    assert before == ([p.requires_grad for p in net.parameters()], [module.training for module in net.modules()])
+
+
+@pytest.mark.parametrize('options', [dict(frozen_stages=1), dict(norm_eval=True), dict(norm_cfg=NO_GRADIENT)])
+@pytest.mark.parametrize('bias', [dict(), None])
+def test_a_missing_file_never_decides_what_is_frozen(options, bias, tmp_path):
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'gone.pth'))
+    if bias is None:  # nothing to decide: the error comes when the weights are needed
+        net = SBResNet(base_channels=8, spatial_bias=None, init_cfg=init_cfg, **options)
+        with pytest.raises(FileNotFoundError, match=r'gone\.pth'):
+            net.init_weights()
+    else:
+        with pytest.raises(FileNotFoundError, match=r'gone\.pth'):
+            SBResNet(base_channels=8, init_cfg=init_cfg, **options)
+
+
+def test_a_network_to_count_reads_no_checkpoint():
+    checkpoint = 'http://127.0.0.1:9/nothing.pth'
+    with torch.device('meta'):
+        net = SBResNet(base_channels=8, frozen_stages=1, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    assert next(net.parameters()).is_meta
+
+
+def test_analysis_builds_a_backbone_without_its_checkpoint():
+    backbone = dict(type='mmsb.SBResNetCifar', depth=11, frozen_stages=1, pretrained='http://127.0.0.1:9/nothing.pth')
+    assert build_backbone(Config(dict(model=dict(backbone=backbone)))).pretrained_cfg is None
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained'])
+def test_a_network_of_the_meta_device_learns_what_is_frozen_when_it_is_initialised(source, request):
+    init_cfg = dict(type='Pretrained', checkpoint=str(request.getfixturevalue(source)))
+    with torch.device('meta'):
+        net = SBResNet(base_channels=8, frozen_stages=1, init_cfg=init_cfg)
+    net.to_empty(device='cpu').init_weights()
+    expected = start(init_cfg['checkpoint'], frozen_stages=1)
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in expected.parameters()]
+    assert [module.training for module in net.modules()] == [module.training for module in expected.modules()]
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained', 'trained_se'])
+def test_a_training_goes_on_without_the_checkpoint_that_it_started_from(source, request):
+    options = dict(frozen_stages=1, norm_eval=True, **SE)
+    if source != 'trained_se':
+        options['plugins'] = None
+    net = start(request.getfixturevalue(source), **options)
+    resumed = SBResNet(base_channels=8, **options)
+    resumed.spare(net.new_parts)
+    resumed.load_state_dict(net.state_dict())
+    for one in (net, resumed):
+        torch.manual_seed(5)
+        step(one), step(one)
+    assert [module.training for module in net.modules()] == [module.training for module in resumed.modules()]
+    assert changed(resumed, snapshot(net)) == set()
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('source', ['plain', 'trained'])
+@pytest.mark.usefixtures('process_group')
+def test_a_wrapped_network_never_waits_for_what_is_frozen(source, site, request):
+    """In MMEngine's order: build, wrap, make the optimizer, initialise, train."""
+    checkpoint = f'{site}/{request.getfixturevalue(source).name}'
+    net = SBResNet(base_channels=8, frozen_stages=1, init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-2)
+    net.init_weights()
+    net.train()
+    before = snapshot(net)
+    for _ in range(2):  # a parameter without a gradient is an error in the second forward
+        optimizer.zero_grad()
+        sum(out.square().mean() for out in wrapped(image())).backward()
+        optimizer.step()
+    learnt = {name for name in changed(net, before) if name.startswith(('conv1', 'bn1', 'layer1.'))}
+    assert all(is_new(name) for name in learnt)
+    assert ('layer1.0.bias_conv.weight' in learnt) == (source == 'plain')
 
 
 @pytest.mark.parametrize('options', [dict(), dict(groups=2, base_width=4)])
@@ -424,6 +545,9 @@ class Call:
         raise AssertionError('only here so that a call can be the function of another')
 
 
+UNTRUSTED = pytest.mark.untrusted
+
+
 def narrower(state):
     return mmpretrain.models.ResNet(50, base_channels=4, stem_channels=4).state_dict()
 
@@ -448,14 +572,15 @@ def deeper(state):
         (lambda state: HEAD, dict(), ['ResNet weights', 'conv1.weight']),
         (lambda state: {'backbone.blocks.0.qkv.weight': torch.ones(1)}, dict(), ['ResNet weights', 'backbone']),
         (lambda state: state, dict(prefix='teacher'), ['ResNet weights', "'teacher"]),
-        (
-            lambda state: dict(state_dict=state, run=Call(os.system, 'true')),
-            dict(),
-            ['cannot be read as data', 'system'],
+        *(
+            pytest.param(lambda state, run=run: dict(state_dict=state, run=run), dict(), named, marks=UNTRUSTED)
+            for run, named in (
+                (Call(os.system, 'true'), ['cannot be read as data', 'system']),
+                (Call(getattr, HistoryBuffer, '__init__'), ['__init__']),
+                (Call(getattr, torch.Tensor, 'map_'), ['map_']),
+                (Call(eval, '1'), ['eval']),
+            )
         ),
-        (lambda state: dict(state_dict=state, run=Call(getattr, HistoryBuffer, '__init__')), dict(), ['__init__']),
-        (lambda state: dict(state_dict=state, run=Call(getattr, torch.Tensor, 'map_')), dict(), ['map_']),
-        (lambda state: dict(state_dict=state, run=Call(eval, '1')), dict(), ['eval']),
     ],
 )
 def test_contents_that_do_not_fit_are_named_in_one_line(content, options, named, plain, tmp_path):
@@ -529,6 +654,7 @@ def test_a_text_file_is_named_in_one_line(text, suffix, tmp_path):
     ],
 )
 @pytest.mark.parametrize('zipped', [True, False])
+@UNTRUSTED
 def test_a_file_runs_no_code(attack, zipped, plain, tmp_path):
     marker, path = tmp_path / 'marker', tmp_path / 'checkpoint.pth'
     content = dict(state_dict=torch.load(plain), run=attack(str(marker)))
@@ -552,7 +678,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     trained = SBResNetCifar(11)
     torch.save(trained.state_dict(), tmp_path / 'sb.pth')
-    net = SBResNetCifar(11, init_cfg=dict(type='Pretrained', checkpoint='~/sb.pth'))
+    net = SBResNetCifar(11, init_cfg=dict(type='Pretrained', checkpoint='~/sb.pth'), norm_eval=True)
     assert net.new_parts == []
     net.init_weights()
     assert torch.equal(net.layer1[0].bias_conv.weight, trained.layer1[0].bias_conv.weight)

@@ -141,7 +141,7 @@ def main() -> None:
     if device.type == 'cpu':
         limit_to_free_memory()
     about = machine.describe(device, args.seed)
-    print(machine.one_line(about))
+    print(machine.summary(about))
     print(f'Medians of {plan.rounds} rounds, quartiles in brackets; compared with {plain.name} round by round.')
     if device.type == 'cpu' and not plan.memory:
         print('Peak memory is not measured: on the CPU --memory does it, in a process for each figure.')

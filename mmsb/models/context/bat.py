@@ -1,17 +1,17 @@
-"""Bilinear attentional transform: the map is multiplied from both sides by matrices that the map itself says.
+"""Bilinear attentional transform: the map is multiplied from both sides by matrices that are predicted from it.
 
-Source: Chi et al., "Non-Local Neural Networks With Grouped Bilinear Attentional Transforms", CVPR 2020; layers and
-values are those of timm's `BatNonLocalAttn`, with the sizes of BAT-ResNet-50. Differs from timm: not in the function.
-timm multiplies by matrices of H x H and W x W, the Kronecker products of S x S ones with the identity, which are zeros
-for the most part; here the S x S ones act on the S blocks of the map.
+Source: Chi et al., "Non-Local Neural Networks With Grouped Bilinear Attentional Transforms", CVPR 2020; names and
+initial values are those of timm's `BatNonLocalAttn`, sizes those of BAT-ResNet-50. The same function as timm's, which
+multiplies by matrices of H x H and W x W, mostly zeros: the Kronecker products of S x S ones with the identity. Here
+the S x S ones act on the S blocks of the map.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsb.models.context.library import from_library, plain_norms, reduced_channels
-from mmsb.options import known_options
+from mmsb.models.context.library import conv_norm_act, reduced_channels
+from mmsb.options import known_options, positive_integer
 from mmsb.registry import MODELS
 
 
@@ -20,8 +20,8 @@ class BAT(nn.Module):
     """1x1 conv to C / ratio, transform, 1x1 conv to C, each conv with norm and ReLU; dropout of channels; sum.
 
     The transform cuts the map into S x S blocks, mixes the S rows of blocks by one matrix and the S columns by
-    another, and ends in a 1x1 conv with norm and ReLU. Each group of channels has matrices of its own: of maxima over
-    the rows (columns) of blocks, through a convolution and a sigmoid, normalised to sum 1.
+    another, and ends in a 1x1 conv with norm and ReLU. Each group of channels has its own matrices: computed from
+    maxima over the rows (columns) of blocks by a convolution and a sigmoid, and normalised to sum 1.
 
     Args:
         in_channels: C.
@@ -33,7 +33,6 @@ class BAT(nn.Module):
     Raises:
         ValueError: for a ratio that leaves no channel, groups that do not divide them, and maps whose sides are no
             multiples of S.
-        ImportError: without timm.
     """
 
     @known_options
@@ -42,11 +41,14 @@ class BAT(nn.Module):
     ):
         super().__init__()
         inner = reduced_channels('BAT', in_channels, ratio)
-        if inner % groups:
+        positive_integer('block_size of BAT', block_size)
+        if inner % positive_integer('groups of BAT', groups):
             raise ValueError(f'groups of BAT must divide its {inner} inner channels, got {groups!r}')
-        block = from_library('BAT', 'timm.layers', 'BatNonLocalAttn')
-        sizes = dict(block_size=block_size, groups=groups, rd_channels=inner, drop_rate=drop_rate)
-        self.block = plain_norms(block(in_channels, **sizes))
+        self.block = nn.Module()  # names as in timm
+        self.block.conv1 = conv_norm_act(in_channels, inner)
+        self.block.ba = _Transform(inner, block_size, groups)
+        self.block.conv2 = conv_norm_act(inner, in_channels)
+        self.block.dropout = nn.Dropout2d(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the transformed map to `x`, (B, C, H, W)."""
@@ -56,15 +58,25 @@ class BAT(nn.Module):
                 f'BAT of block_size {size} needs maps whose sides are multiples of {size}, '
                 f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or build it with another block_size'
             )
-        y = self.block.conv2(self._transform(self.block.conv1(x)))
+        y = self.block.conv2(self.block.ba(self.block.conv1(x)))
         return self.block.dropout(y) + x
 
-    def _transform(self, x: Tensor) -> Tensor:
-        layers = self.block.ba
-        size, groups = layers.block_size, layers.groups
-        maxima = layers.conv1(x)  # (B, groups, H, W)
-        rows = layers.conv_p(F.adaptive_max_pool2d(maxima, (size, 1))).unflatten(1, (groups, size, size))
-        columns = layers.conv_q(F.adaptive_max_pool2d(maxima, (1, size))).unflatten(1, (groups, size, size))
+
+class _Transform(nn.Module):
+    def __init__(self, channels: int, block_size: int, groups: int):
+        super().__init__()
+        self.block_size, self.groups = block_size, groups
+        matrices = groups * block_size**2
+        self.conv1 = conv_norm_act(channels, groups)
+        self.conv_p = nn.Conv2d(groups, matrices, (block_size, 1))
+        self.conv_q = nn.Conv2d(groups, matrices, (1, block_size))
+        self.conv2 = conv_norm_act(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, groups = self.block_size, self.groups
+        maxima = self.conv1(x)  # (B, groups, H, W)
+        rows = self.conv_p(F.adaptive_max_pool2d(maxima, (size, 1))).unflatten(1, (groups, size, size))
+        columns = self.conv_q(F.adaptive_max_pool2d(maxima, (1, size))).unflatten(1, (groups, size, size))
         rows, columns = rows.flatten(3).sigmoid(), columns.flatten(3).sigmoid()  # (B, groups, S, S)
         rows = rows / rows.sum(3, keepdim=True)
         columns = columns / columns.sum(2, keepdim=True)
@@ -72,4 +84,4 @@ class BAT(nn.Module):
         y = x.unflatten(3, (size, -1)).unflatten(2, (size, -1)).unflatten(1, (groups, -1))
         y = torch.einsum('bgki,bgciujv->bgckujv', rows, y)
         y = torch.einsum('bgckujv,bgjl->bgckulv', y, columns)
-        return layers.conv2(y.flatten(5).flatten(3, 4).flatten(1, 2))
+        return self.conv2(y.flatten(5).flatten(3, 4).flatten(1, 2))

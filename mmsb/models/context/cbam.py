@@ -1,4 +1,4 @@
-"""Convolutional block attention: first the channels are scaled, then the positions, each by means and maxima.
+"""Convolutional block attention: the channels are scaled, then the positions, both from means and maxima.
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", arXiv:1807.06521, equations 2 and 3; the block is
 timm's `CbamModule`. Differs from the paper: a batch norm behind the 7x7 convolution, as in the authors' code.
@@ -6,7 +6,7 @@ timm's `CbamModule`. Differs from the paper: a batch norm behind the 7x7 convolu
 
 from torch import Tensor, nn
 
-from mmsb.models.context.library import from_library, plain_norms, reduced_channels
+from mmsb.models.context.library import plain_norms, reduced_channels
 from mmsb.options import known_options
 from mmsb.registry import MODELS
 
@@ -22,16 +22,15 @@ class CBAM(nn.Module):
 
     Raises:
         ValueError: for a ratio that leaves no channel.
-        ImportError: without timm.
     """
 
     @known_options
     def __init__(self, in_channels: int, *, ratio: int = 16):
+        from timm.layers.cbam import CbamModule  # importing timm takes seconds
+
         super().__init__()
         reduced = reduced_channels('CBAM', in_channels, ratio)
-        self.block = plain_norms(
-            from_library('CBAM', 'timm.layers.cbam', 'CbamModule')(in_channels, rd_channels=reduced)
-        )
+        self.block = plain_norms(CbamModule(in_channels, rd_channels=reduced))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels and positions of `x`, (B, C, H, W)."""

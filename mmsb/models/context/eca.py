@@ -1,4 +1,4 @@
-"""Efficient channel attention: each channel is scaled by what a short convolution along the channels' means says.
+"""Efficient channel attention: each channel is scaled by a short convolution along the channels' means.
 
 Source: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", arXiv:1910.03151,
 equations 9 and 12; the block is timm's `EcaModule`.
@@ -6,7 +6,6 @@ equations 9 and 12; the block is timm's `EcaModule`.
 
 from torch import Tensor, nn
 
-from mmsb.models.context.library import from_library
 from mmsb.options import known_options
 from mmsb.registry import MODELS
 
@@ -17,15 +16,14 @@ class ECA(nn.Module):
 
     Args:
         in_channels: C.
-
-    Raises:
-        ImportError: without timm.
     """
 
     @known_options
     def __init__(self, in_channels: int):
+        from timm.layers import EcaModule  # importing timm takes seconds
+
         super().__init__()
-        self.block = from_library('ECA', 'timm.layers', 'EcaModule')(in_channels)
+        self.block = EcaModule(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of `x`, (B, C, H, W)."""

@@ -1,4 +1,4 @@
-"""Global context: every position adds one and the same vector, made of an attention-weighted mean over all positions.
+"""Global context: one vector, computed from an attention-weighted mean over all positions, is added to each of them.
 
 Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", arXiv:1904.11492, equation
 4; the block is mmcv's `ContextBlock`.

@@ -1,9 +1,9 @@
-"""Gather-excite: each channel is scaled by what a depth-wise convolution over the whole map gathers from it.
+"""Gather-excite: each channel is scaled by what a depth-wise convolution as large as the map gathers from it.
 
 Source: Hu et al., "Gather-Excite: Exploiting Feature Context in CNNs", arXiv:1810.12348, section 3.3: parametric,
-global extent (GE-theta). Ours: timm's `GatherExcite` pads its global kernel, so that it does not gather to one value,
-and its parametric kinds cannot be built in timm 1.0.31 (TypeError). Differs from the paper: the convolution has a bias
-beside its batch norm, as the table of the spatial bias paper counts it (31.12 M; without it 31.11 M).
+global extent (GE-theta). Our own, since timm's `GatherExcite` pads its global kernel, so that it does not gather to
+one value, and its parametric kinds cannot be built in timm 1.0.31 (TypeError). Differs from the paper: the convolution
+has a bias beside its batch norm, as the table of the spatial bias paper counts it (31.12 M; without it 31.11 M).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mmsb.registry import MODELS
 class GE(nn.Module):
     """Depth-wise convolution as large as the map, batch norm, sigmoid; times the input.
 
-    The kernel has the size of the map: a network with GE takes images of one size only.
+    The kernel has the size of the map: a network with GE accepts images of one size only.
 
     Args:
         in_channels: C.
@@ -42,7 +42,7 @@ class GE(nn.Module):
         """Scale the channels of `x`, (B, C, *extent)."""
         if tuple(x.shape[-2:]) != self.extent:
             raise ValueError(
-                f'GE of extent {self.extent[0]} x {self.extent[1]} takes maps of this size only, '
+                f'GE of extent {self.extent[0]} x {self.extent[1]} accepts maps of this size only, '
                 f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or build it with another extent'
             )
         check_batch('GE', self.norm, len(x))

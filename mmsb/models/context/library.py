@@ -1,31 +1,23 @@
-"""What the blocks have in common: finding the library that has one, and checks of what a user hands in."""
+"""What the blocks have in common: plain layers in the place of timm's, and checks of what a user passes."""
 
-import importlib
-import importlib.util
 from collections import OrderedDict
 
 from torch import nn
 
-PACKAGES = {'mmpretrain': 'onedl-mmpretrain` (or `mmpretrain`)', 'timm': 'timm`'}
+from mmsb.options import positive_integer
 
 
-def from_library(block: str, module: str, name: str) -> type:
-    """Import the class `name` of `module` for a block of ours.
-
-    Raises:
-        ImportError: if its library is not installed; says what to install.
-    """
-    library = module.partition('.')[0]
-    if importlib.util.find_spec(library) is None:
-        raise ImportError(f'mmsb.{block} needs {library}, which is not installed: run `pip install {PACKAGES[library]}')
-    return getattr(importlib.import_module(module), name)
+def conv_norm_act(in_channels: int, channels: int) -> nn.Sequential:
+    """Make a 1x1 convolution, a batch norm and a ReLU, with the names that they have in timm."""
+    conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels), act=nn.ReLU(inplace=True)))
 
 
 def plain_norms(block: nn.Module) -> nn.Module:
-    """Write each convolution of timm's, with norm and activation in one, as a Sequential of plain layers.
+    """Replace each of timm's convolutions with norm and activation by a Sequential of plain layers.
 
-    timm's batch norm has the activation inside. Whoever replaces batch norms (SyncBatchNorm, fuse_conv_bn) would drop
-    it without a word. Names and values stay timm's; `block` itself is changed and returned.
+    timm's batch norm contains the activation. Tools that replace batch norms (SyncBatchNorm, fuse_conv_bn) would drop
+    it silently. Names and values stay timm's; `block` itself is changed and returned.
     """
     for name, child in block.named_children():
         if type(child).__name__ != 'ConvNormAct':
@@ -41,17 +33,16 @@ def reduced_channels(block: str, channels: int, ratio: int, at_least: int = 0) -
     """Divide the number of channels by `ratio`, rounded down.
 
     Raises:
-        ValueError: if no channel is left, or ratio is no positive integer.
+        ValueError: if no channel is left, or ratio is not a positive integer.
     """
-    valid = isinstance(ratio, int) and not isinstance(ratio, bool) and ratio >= 1
-    reduced = max(channels // ratio, at_least) if valid else 0
+    reduced = max(channels // positive_integer(f'ratio of {block}', ratio), at_least)
     if reduced < 1:
         raise ValueError(f'ratio of {block} must be an integer from 1 to its {channels} channels, got {ratio!r}')
     return reduced
 
 
 def check_batch(block: str, norm: nn.Module, batch_size: int) -> None:
-    """Check that a batch norm of vectors has something to take statistics of.
+    """Check that a batch norm of vectors has a batch to take statistics of.
 
     Raises:
         ValueError: if it is in training and has one image.

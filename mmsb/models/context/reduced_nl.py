@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsb.models.context.nl import NL
-from mmsb.options import known_options
+from mmsb.options import known_options, positive_integer
 from mmsb.registry import MODELS
 
 
@@ -30,8 +30,7 @@ class ReducedNL(NL):
 
     @known_options
     def __init__(self, in_channels: int, *, pool_size: int = 10, ratio: int = 2, norm_cfg: dict | None = None):
-        if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 1:
-            raise ValueError(f'pool_size of ReducedNL must be an integer of at least 1, got {pool_size!r}')
+        positive_integer('pool_size of ReducedNL', pool_size)
         super().__init__(in_channels, ratio=ratio, norm_cfg=norm_cfg)
         self.pool_size = pool_size
 

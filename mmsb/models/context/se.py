@@ -1,12 +1,15 @@
-"""Squeeze-and-excitation: each channel is scaled by what two linear layers make of the means of all channels.
+"""Squeeze-and-excitation: each channel is scaled by what two linear layers compute from the means of all channels.
 
-Source: Hu et al., "Squeeze-and-Excitation Networks", arXiv:1709.01507, equations 2 to 4; the block is MMPretrain's
-`SELayer`.
+Source: Hu et al., "Squeeze-and-Excitation Networks", arXiv:1709.01507, equations 2 to 4; names and initial values are
+those of MMPretrain's `SELayer`.
 """
 
+from collections import OrderedDict
+
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from mmsb.models.context.library import from_library, reduced_channels
+from mmsb.models.context.library import reduced_channels
 from mmsb.options import known_options
 from mmsb.registry import MODELS
 
@@ -21,15 +24,16 @@ class SE(nn.Module):
 
     Raises:
         ValueError: for a ratio that leaves no channel.
-        ImportError: without MMPretrain.
     """
 
     @known_options
     def __init__(self, in_channels: int, *, ratio: int = 16):
         super().__init__()
         squeezed = reduced_channels('SE', in_channels, ratio)
-        self.block = from_library('SE', 'mmpretrain.models.utils', 'SELayer')(in_channels, squeezed)
+        conv1 = ConvModule(in_channels, squeezed, 1)
+        conv2 = ConvModule(squeezed, in_channels, 1, act_cfg=dict(type='Sigmoid'))
+        self.block = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), conv1=conv1, conv2=conv2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of `x`, (B, C, H, W)."""
-        return self.block(x)
+        return x * self.block(x)

@@ -1,14 +1,14 @@
 """Selective kernel: a 3x3 convolution and one of twice its dilation, and for each channel a softmax between the two.
 
 Source: Li et al., "Selective Kernel Networks", arXiv:1903.06586, section 3.1; the block is timm's `SelectiveKernel`.
-Differs from the paper: nothing in the block. In SBResNet it stands in the place of the 3x3 convolution alone, so that
-the batch norm and the ReLU behind that one follow it: 2 numbers a channel more than in SKNet. That is the structure
-which the table of the spatial bias paper counts (27.49 M; timm's `skresnext50_32x4d` is 27.48 M).
+The block is the paper's. In SBResNet it replaces the 3x3 convolution only, so it is followed by that one's batch norm
+and ReLU: 2 numbers a channel more than in SKNet. The table of the spatial bias paper counts this structure (27.49 M;
+timm's `skresnext50_32x4d` has 27.48 M).
 """
 
 from torch import Tensor, nn
 
-from mmsb.models.context.library import check_batch, from_library, plain_norms, reduced_channels
+from mmsb.models.context.library import check_batch, plain_norms, reduced_channels
 from mmsb.options import choose, known_options
 from mmsb.registry import MODELS
 
@@ -20,7 +20,7 @@ class SK(nn.Module):
     """Two grouped 3x3 convs of dilation d and 2d, each with norm and ReLU; their weighted sum, channel by channel.
 
     The weights: global mean of the sum of both, 1x1 conv to max(C / ratio, 32), norm, ReLU, 1x1 conv to 2C, softmax
-    over the two. Built as a convolution is; the first arguments are a convolution's, and given by the block.
+    over the two. It is built like a convolution: the residual block passes all arguments but `ratio`.
 
     Args:
         in_channels: channels of the input.
@@ -34,8 +34,7 @@ class SK(nn.Module):
         ratio: the reduction.
 
     Raises:
-        ValueError: for a geometry that it does not have, and a ratio that leaves no channel; in training on one image.
-        ImportError: without timm.
+        ValueError: for an unsupported geometry, and a ratio that leaves no channel; in training on one image.
     """
 
     @known_options
@@ -52,12 +51,14 @@ class SK(nn.Module):
         bias: bool = False,
         ratio: int = 16,
     ):
+        from timm.layers import SelectiveKernel  # importing timm takes seconds
+
         super().__init__()
         choose('kernel_size of SK', kernel_size, (3,))
         choose('padding of SK', padding, (dilation,))
         choose('bias of SK', bias, (False,))
         self.block = plain_norms(
-            from_library('SK', 'timm.layers', 'SelectiveKernel')(
+            SelectiveKernel(
                 in_channels,
                 out_channels,
                 stride=stride,

@@ -1,4 +1,4 @@
-"""Style-based recalibration: each channel is scaled by what its own mean and standard deviation say.
+"""Style-based recalibration: each channel is scaled according to its own mean and standard deviation.
 
 Source: Lee et al., "SRM: A Style-based Recalibration Module for Convolutional Neural Networks", arXiv:1903.10829,
 section 3.1. Differs from the paper: a small constant under the root of the standard deviation, as in the authors' code,

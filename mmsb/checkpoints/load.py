@@ -1,0 +1,151 @@
+"""Reading a checkpoint as data: nothing in a file is run, and nothing is tried a second time with less care.
+
+The reader is torch's own, `torch.load(weights_only=True)`, with checks before it (`archive.py`) and stand-ins for what
+MMEngine's checkpoints hold beside tensors (`stand_ins.py`).
+"""
+
+import functools
+import logging
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import _process_mmcls_checkpoint
+from torch import Tensor
+
+from mmsb.checkpoints import archive, download, stand_ins
+from mmsb.options import one_line
+
+DATA_FROM, SOUND_FROM = (2, 6), (2, 10)  # torch: whose `weights_only` runs no code; whose known holes are closed
+_trusted = dict(everything=False, folders=[])  # of this process; see `install_reader`
+_CONTAINERS = ('state_dict', 'model', 'model_state', 'module')
+
+
+def local_path(path: str | os.PathLike) -> str | None:
+    """Expand a path of a checkpoint; None for a URL."""
+    path = os.fspath(path)
+    return None if '://' in path else os.path.expanduser(path)
+
+
+def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None):
+    """Load all that a checkpoint holds, onto the CPU, without running code from it.
+
+    Args:
+        path: file (.pth of any library, .safetensors), URL, or 'torchvision://resnet50' and the like; these two are
+            downloaded first (`download.fetch`).
+        own: whether the caller wrote the file itself: it is trusted below torch 2.6, which reads no pickle as data.
+        trust: whether a file that is more than data may run its code; None: as `install_reader` was told.
+
+    Raises:
+        FileNotFoundError: if a local file is missing.
+        ValueError: if the file cannot be downloaded or read, or holds something that is not data.
+    """
+    path = os.fspath(path)
+    require_file(path)
+    file = local_path(path) or download.fetch(path)
+    try:
+        if file.endswith('.safetensors'):
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        own = torch.__version__ < DATA_FROM and (own or _is_in(file, _trusted['folders']))
+        if own or (_trusted['everything'] if trust is None else trust):
+            archive.check(file, work=False)
+            return torch.load(file, map_location='cpu', weights_only=False)
+        return _load_as_data(file)
+    except Exception as error:  # a file that is no checkpoint raises anything
+        raise ValueError(f'checkpoint {path!r} cannot be read as data: {_reason(error)}') from error
+
+
+def load_state_dict(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None) -> dict:
+    """Load the weights of a checkpoint, onto the CPU, without running code from it.
+
+    Args:
+        path: see `load_checkpoint`.
+        own: likewise.
+        trust: likewise.
+
+    Raises:
+        FileNotFoundError: if a local file is missing.
+        ValueError: if the file holds no state dict, or something that is not data.
+    """
+    checkpoint = load_checkpoint(path, own=own, trust=trust)
+    for name in _CONTAINERS:
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
+            checkpoint = checkpoint[name]
+    if not isinstance(checkpoint, Mapping) or not any(isinstance(value, Tensor) for value in checkpoint.values()):
+        containers = f'names and tensors, or these under {_CONTAINERS}'
+        raise ValueError(f'checkpoint {os.fspath(path)!r} holds no state dict: {containers}')
+    return {key.removeprefix('module.'): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def drop_config_text(checkpoint):
+    """Take out the text that mmengine runs as a config when it resumes, only to compare numbers of GPUs."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
+
+
+def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
+    """Have mmengine read every checkpoint as data: that of any part's `init_cfg`, of a hook, of a stock runner.
+
+    Args:
+        trust: whether files that are more than data may run their code.
+        own: folders that this run itself writes: their files are its own.
+    """
+    _trusted.clear()
+    _trusted.update(everything=trust, folders=[Path(folder).resolve() for folder in own])
+
+    def load_as_data(filename: str, map_location=None):  # mmengine takes the name of the reader for its log
+        checkpoint = drop_config_text(load_checkpoint(filename))
+        return _process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
+
+    CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), load_as_data, force=True)
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Check that a checkpoint is there, unless it is a URL.
+
+    Raises:
+        FileNotFoundError: if it is not, or is a folder.
+    """
+    file = local_path(path)
+    if file is not None and not os.path.isfile(file):
+        what = 'is a folder: name the file in it' if os.path.isdir(file) else 'does not exist'
+        raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} {what}')
+
+
+def _is_in(file: str, folders: list[Path]) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
+
+
+def _load_as_data(file: str):
+    version = torch.__version__
+    if version < DATA_FROM:
+        raise stand_ins.NotDataError(
+            f'PyTorch {version} runs code that a pickle holds: use a .safetensors file or PyTorch >= 2.6, or allow it '
+            'for a file of your own with --trust-checkpoint'
+        )
+    if version < SOUND_FROM:
+        _warn_once(f"PyTorch {version}'s reader of checkpoints has known security holes; 2.10 closes them")
+    archive.check(file)
+    with stand_ins.allowed():
+        content = torch.load(file, map_location='cpu', weights_only=True)
+    return stand_ins.replace(content)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a file is no data; torch hides its reason below advice to trust the file."""
+    text = one_line(error.__context__ if isinstance(error, pickle.UnpicklingError) and error.__context__ else error)
+    named = re.search(r'GLOBAL (\S+)', text)
+    return f'Unsupported class {named[1]}' if named else text

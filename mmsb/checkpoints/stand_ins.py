@@ -1,0 +1,159 @@
+"""Stand-ins for what MMEngine's checkpoints name beside tensors, for the reader of `torch.load(weights_only=True)`.
+
+That reader calls whatever a file names if it is on a list: torch's own functions, and these, which check their
+arguments and build plain data. The real ones would hand over control: NumPy turns numbers into addresses if the file
+says that they are objects, `HistoryBuffer` takes methods from the file, and `getattr` reaches anything.
+"""
+
+import contextlib
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+_STATISTICS = ('min', 'max', 'current', 'mean')  # HistoryBuffer's own methods
+_lock = threading.Lock()  # torch has one list for all threads
+
+
+class NotDataError(ValueError):
+    """A file holds more than data, or less than it claims."""
+
+
+def require(condition: bool, what: str) -> None:
+    """Check a property of a file.
+
+    Raises:
+        NotDataError: the file does not have it.
+    """
+    if not condition:
+        raise NotDataError(what)
+
+
+class _StandIn:
+    """In the place of an object of the file: `value` is the object, once the stand-in has been given its state."""
+
+    value = None
+
+    def __setstate__(self, state) -> None:
+        raise NotDataError('an object of another class')
+
+
+class _DType(_StandIn):
+    def __init__(self, name: str, align: bool = False, copy: bool = True) -> None:
+        plain = type(name) is str and re.fullmatch(r'[|<>=]?([biufc]\d{1,2}|\?|[SU]\d{1,6})', name)
+        require(bool(plain), 'an array that holds neither numbers nor text')
+        self.value = np.dtype(name)
+
+    def __setstate__(self, state) -> None:
+        """Take over the byte order; fields, sizes or flags of the file's own could turn numbers into addresses."""
+        plain = self.value.__reduce__()[2]
+        require(type(state) is tuple and state[:1] + state[2:] == plain[:1] + plain[2:], 'a forged dtype')
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array(_StandIn):
+    def __setstate__(self, state) -> None:
+        _, shape, dtype, fortran, content = state
+        require(type(dtype) is _DType and type(content) is bytes, 'an array that holds neither numbers nor text')
+        values = np.ndarray(shape, dtype.value, content, order='F' if fortran else 'C')
+        require(values.nbytes == len(content), 'an array that is smaller than its content')
+        self.value = values.astype(values.dtype.newbyteorder('='))  # as NumPy itself reads it
+
+
+class _History(_StandIn):
+    def __setstate__(self, state) -> None:
+        known = {'max_length', '_log_history', '_count_history', 'statistics_methods'}
+        require(type(state) is dict and set(state) == known, 'a forged HistoryBuffer')
+        logs, counts, methods = (state[key] for key in ('_log_history', '_count_history', 'statistics_methods'))
+        require(type(logs) is type(counts) is _Array and type(state['max_length']) is int, 'a forged HistoryBuffer')
+        own = {name: getattr(HistoryBuffer, name) for name in _STATISTICS}
+        require(all(own.get(name) is method for name, method in methods.items()), 'methods of a HistoryBuffer')
+        self.value = HistoryBuffer(logs.value, counts.value, state['max_length'])
+
+
+def _empty_array(cls, shape, code) -> _Array:
+    require(cls is _Array, 'an array of another class')
+    return _Array()
+
+
+def _scalar(dtype, content):
+    require(type(dtype) is _DType and type(content) is bytes, 'a scalar that is neither number nor text')
+    require(0 < dtype.value.itemsize == len(content), 'a scalar of the wrong length')
+    return np.frombuffer(content, dtype.value)[0]
+
+
+def _no_bytes() -> bytes:
+    return b''
+
+
+def _scheduler(*_) -> None:
+    raise NotDataError('an object of another class')
+
+
+_METHODS = {
+    _History: (HistoryBuffer, _STATISTICS),
+    _scheduler: (OneCycleParamScheduler, ('_annealing_cos', '_annealing_linear')),
+}
+
+
+def _method(owner, name):
+    """Find a method of a class, which pickle writes as `getattr(owner, name)`."""
+    real, names = _METHODS.get(owner, (None, ()))
+    require(name in names, f'getattr({getattr(real, "__name__", "...")}, {str(name)[:40]!r})')
+    return getattr(real, name)
+
+
+_NAMES = {
+    'mmengine.logging.history_buffer.HistoryBuffer': _History,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': _scheduler,
+    'builtins.getattr': _method,
+    'builtins.bytes': _no_bytes,
+    'numpy.ndarray': _Array,
+    'numpy.dtype': _DType,
+    **{f'numpy.{core}.multiarray._reconstruct': _empty_array for core in ('core', '_core')},
+    **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
+}
+
+
+@contextlib.contextmanager
+def allowed() -> Iterator[None]:
+    """Let the reader call the stand-ins, and of all else only torch's own functions; it warns of nothing."""
+    serialization = torch.serialization
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        others = serialization.get_safe_globals()
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals([(stand_in, name) for name, stand_in in _NAMES.items()])
+        try:
+            yield
+        finally:
+            serialization.clear_safe_globals()
+            serialization.add_safe_globals(others)
+
+
+def replace(value, seen: set | None = None):
+    """Replace, in place, the stand-ins among the containers that the reader has returned.
+
+    Raises:
+        NotDataError: one was given no state, or a dict has attributes that would shadow its methods.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, _StandIn):
+        require(value.value is not None, 'an object without content')
+        return value.value
+    if type(value) is tuple:
+        return tuple(replace(part, seen) for part in value)
+    if id(value) in seen or not isinstance(value, (list, dict)):
+        return value
+    seen.add(id(value))
+    if getattr(value, '__dict__', None):
+        require(set(vars(value)) == {'_metadata'}, 'attributes of a dict')
+        replace(vars(value), seen)
+    for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        value[key] = replace(part, seen)
+    return value

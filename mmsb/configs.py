@@ -1,0 +1,51 @@
+"""From a config file to a config, and from there to a network; nothing is trained or written."""
+
+import importlib.util
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmsb.checkpoints.load import install_reader
+from mmsb.options import one_line
+
+LIBRARIES = {
+    'mmpretrain': 'onedl-mmpretrain (or mmpretrain)',
+    'mmdet': 'onedl-mmdetection (or mmdet)',
+    'mmseg': 'onedl-mmsegmentation (or mmsegmentation)',
+}
+
+
+def read_config(path: str) -> Config:
+    """Read a config file; a mistake in it is named with the file.
+
+    From here on mmengine reads checkpoints as data: some networks of the libraries load one when they are built.
+    """
+    install_reader()
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is Python code: anything can be wrong in it
+        raise ValueError(f'config {path!r}: {one_line(error)}') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'config {path!r} has no model: model = dict(type=..., ...)')
+    return cfg
+
+
+def check_library(cfg: Config) -> None:
+    """Check that the library of a config is installed."""
+    scope = cfg.get('default_scope') or 'mmengine'
+    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
+        raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
+    if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
+        raise ImportError(
+            'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off leaves out its stand-in: unset MMSB_OPS'
+        )
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the network of a config as the runner does: with the config's data preprocessor."""
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    model = dict(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model)

@@ -1,0 +1,130 @@
+"""Check of all the data that a config names, before a run: what would end it, or silently spoil it, hours later.
+
+The library's own dataset class lists the samples, after its filter and without its pipeline (`dataset.py`). What
+it would hide or crash on is read from the annotation file itself (`coco.py`); images and masks are read as the
+pipeline does (`samples.py`). An error ends a run or spoils its result; a warning is of what the library skips or
+clips.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmsb.datasets import paths
+from mmsb.options import positive_integer
+
+from . import coco
+from .dataset import DatasetCheck
+from .findings import Finding, Report, error
+from .samples import type_name
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+SAMPLES_PER_TASK = 16
+
+Progress = Callable[[str, int, int], None]  # split, samples done, samples in all
+
+
+def check_data(
+    cfg: Config,
+    loaders: tuple[str, ...] = LOADERS,
+    *,
+    workers: int = 1,
+    on_progress: Progress = lambda split, done, total: None,
+) -> list[Report]:
+    """Check all samples of all splits.
+
+    Args:
+        cfg: the settled config.
+        loaders: the dataloaders whose datasets are checked; those that the config lacks are left out.
+        workers: number of threads that read images.
+        on_progress: is told how far the reading is.
+
+    Returns:
+        a report for each split; splits of the same dataset share one.
+
+    Raises:
+        ValueError: `workers` is no integer of at least 1.
+    """
+    positive_integer('workers', workers)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    splits: dict[str, _Split] = {}
+    classes: dict[str, tuple] = {}
+    for loader in loaders:
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        if not dataset:
+            continue
+        name, training = loader.removesuffix('_dataloader'), loader.startswith('train')
+        split = splits.get(f'{training} {dataset!r}')
+        if split is not None:
+            split.report.split += f' and {name}'
+        else:
+            split = splits[f'{training} {dataset!r}'] = _Split(Report(name))
+            for key, leaf in paths.leaf_datasets(dataset, f'{loader}.dataset'):
+                check = DatasetCheck(cfg, key, leaf, training=training)
+                split.report.findings += check.look()
+                split.report.images += len(check.samples)
+                split.images |= {sample['img_id'] for sample in check.samples if 'img_id' in sample}
+                split.report.findings += _read_samples(check, workers, functools.partial(on_progress, name))
+                split.report.findings += _compare_classes(key, check.classes, classes)
+        for key, metric in paths.evaluators(cfg, loader):
+            if metric not in split.metrics:
+                split.metrics.append(metric)
+                told = {(found.kind, found.file, found.item) for found in split.report.findings}
+                found = _check_metric(key, metric, split.images)
+                split.report.findings += [one for one in found if (one.kind, one.file, one.item) not in told]
+    return [split.report for split in splits.values()]
+
+
+@dataclass
+class _Split:
+    report: Report
+    images: set = field(default_factory=set)  # their ids
+    metrics: list[dict] = field(default_factory=list)  # that have been checked
+
+
+def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int, int], None]) -> Iterator[Finding]:
+    """Read all images and masks of a dataset, in threads: decoders let other threads run."""
+    samples, reader = check.samples, check.reader
+    if not samples or reader is None:
+        return
+    starts = range(0, len(samples), SAMPLES_PER_TASK)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        tasks = pool.map(
+            lambda start: [one for sample in samples[start : start + SAMPLES_PER_TASK] for one in reader(sample)],
+            starts,
+        )
+        for start, found in zip(starts, tasks, strict=True):
+            yield from found
+            on_progress(min(start + SAMPLES_PER_TASK, len(samples)), len(samples))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if reader.load_mask is not None and not reader.labelled_pixels:
+        yield error('empty split', check.key, '', 'has only ignored pixels in its masks')
+
+
+def _compare_classes(key: str, classes: tuple | None, seen: dict[str, tuple]) -> Iterator[Finding]:
+    """Check that all datasets of a run have the same classes: labels are numbers in their order."""
+    for first, others in list(seen.items())[:1]:
+        if classes is not None and list(classes) != list(others):
+            differ = sorted(set(classes) ^ set(others), key=str)[:5] or 'the order'
+            text = f'has {len(classes)} classes, others than the {len(others)} of {first} ({differ}): labels shift'
+            yield error('other classes', key, '', text)
+    if classes is not None:
+        seen.setdefault(key, classes)
+
+
+def _check_metric(key: str, metric: dict, images: set) -> Iterator[Finding]:
+    """Check the annotation file of a split's metric against the ids of the split's images."""
+    path = paths.annotation_file(metric)
+    if missing := paths.missing_annotations(metric, key):
+        yield error('missing annotations', path, '', f'of {key} does not exist: {missing[1]}')
+    elif path and type_name(metric).endswith('CocoMetric'):
+        content, found = coco.read(path, training=False)
+        yield from found
+        if content is not None:
+            yield from coco.check_metric(key, metric, path, content, images)

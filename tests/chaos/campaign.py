@@ -1,0 +1,190 @@
+"""Interrupt and damage trainings in every way that we could think of, and count what survives.
+
+PYTHONPATH=tests python -m chaos.campaign [--quick] [--only NAME] [--json FILE]
+
+Prints a Markdown table: of each kind of fault how many cases there were and in how many a training went on as it must,
+beside the same with stock mmengine's hooks (`tools/train.py --stock-hooks`). Exit code 1 if one of ours did not.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from chaos.files import damage, malformed, malicious
+from chaos.inject import ERRORS, InSaves, die, log_progress, raising
+from chaos.ranks import faults_of_ranks
+from chaos.row import Row
+from chaos.victim import Victim, differing, prepare, train, weights_of, write_config
+from mmsb.analysis.report import check_folders, write_json
+from mmsb.engine.stops import EXIT_NOT_SAVED
+
+INTERVAL = 2  # iterations between checkpoints
+LAST = 'iter_18.pth'
+STOCK = ('--stock-hooks',)
+KEEP_ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
+
+
+def kills(folder: Path, *, quick: bool) -> Row:
+    """SIGKILL at random moments: of the start, of an iteration, of a save, of a validation."""
+    row = Row('SIGKILL at a random moment', 'resumes, loses at most one interval, ends with the same bits')
+    config = write_config(folder / 'kills.py', interval=INTERVAL)
+    begun = time.monotonic()
+    train(folder, config, '--work-dir', 'whole')
+    seconds = time.monotonic() - begun
+    whole = weights_of(folder / 'whole' / LAST)
+    for flags in _flags(quick):
+        chance = random.Random(0)
+        faults = []
+        while len(faults) < (4 if quick else 100):
+            faults += _killed_training(folder, config, flags, chance, seconds, whole)
+        for why in faults[: 4 if quick else 100]:
+            row.add(not why, why, stock=bool(flags))
+    return row
+
+
+def _flags(quick: bool) -> list[tuple[str, ...]]:
+    return [()] if quick else [(), STOCK]
+
+
+def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]:
+    """Train once, killed now and then: for each kill what was wrong after it, or ''."""
+    work_dir, progress = folder / 'killed', folder / 'progress'
+    shutil.rmtree(work_dir, ignore_errors=True)
+    faults, done = [], 0
+    while True:
+        progress.unlink(missing_ok=True)
+        resume = ('--work-dir', work_dir, '--resume', *flags)
+        victim = Victim(folder, config, *resume, before=lambda: log_progress(progress))
+        end = time.monotonic() + chance.uniform(0.1, 1.2) * seconds
+        while victim.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        running = victim.poll() is None
+        victim.kill()
+        code = victim.wait()
+        said = progress.read_text().split() if progress.exists() else []
+        if said:  # else it was killed before it trained
+            began, now = map(int, said)
+            if faults and done - began > INTERVAL:
+                faults[-1] = 'lost more than an interval'
+            done = now
+        if running and code != 0:
+            faults.append('')
+        elif code != 0:
+            return [*faults[:-1], 'could not be resumed'] if faults else ['failed']
+        else:
+            end = _compared(work_dir, whole)
+            return [why or end for why in faults]
+
+
+def _operations(folder: Path, config: Path, flags: tuple) -> int:
+    """Count the operations on the disk of one save."""
+    path = folder / 'count'
+    shutil.rmtree(folder / 'counted', ignore_errors=True)
+    work_dir = ('--work-dir', 'counted')
+    train(folder, config, *work_dir, *flags, *KEEP_ONE, before=InSaves(-1, count_to=path).install)
+    return int(path.read_text())
+
+
+def _resumed(folder: Path, config: Path, work_dir: Path, flags: tuple, whole: dict) -> str:
+    """Resume a training and compare: what is wrong, or ''."""
+    there = list(work_dir.glob('iter_*.pth'))
+    victim = train(folder, config, '--work-dir', work_dir, '--resume', *flags, *KEEP_ONE)
+    if victim.code:
+        return 'could not be resumed' if there else 'nothing left'
+    if 'resumed epoch' not in victim.said():
+        return 'began anew'
+    return _compared(work_dir, whole)
+
+
+def _compared(work_dir: Path, whole: dict) -> str:
+    if not (work_dir / LAST).exists():
+        return 'repeated iterations'
+    return 'ended with other weights' if differing(weights_of(work_dir / LAST), whole) else ''
+
+
+def kills_in_saves(folder: Path, *, quick: bool) -> Row:
+    """SIGKILL at each operation of a save on the disk; one checkpoint is kept."""
+    row = Row('SIGKILL at each write, fsync and rename of a save', 'resumes, ends with the same bits')
+    config = write_config(folder / 'saves.py', interval=INTERVAL)
+    train(folder, config, '--work-dir', 'whole')
+    whole = weights_of(folder / 'whole' / LAST)
+    for flags in _flags(quick):
+        count = _operations(folder, config, flags)
+        for target in range(0, count, 6 if quick else 1):
+            work_dir = folder / 'cut'
+            shutil.rmtree(work_dir, ignore_errors=True)
+            fault = InSaves(target, die)
+            victim = train(folder, config, '--work-dir', work_dir, *flags, *KEEP_ONE, before=fault.install)
+            why = 'not killed' if victim.code != -9 else _resumed(folder, config, work_dir, flags, whole)
+            row.add(not why, why, stock=bool(flags))
+    return row
+
+
+def errors_in_saves(folder: Path, *, quick: bool) -> Row:
+    """An error from each operation of a save on, for good; one checkpoint is kept."""
+    row = Row(
+        f'{", ".join(ERRORS)} from each write, fsync and rename on',
+        'a checkpoint stays, the error is said, the exit code is not 0; a resume ends with the same bits',
+    )
+    config = write_config(folder / 'errors.py', interval=INTERVAL)
+    train(folder, config, '--work-dir', 'whole')
+    whole = weights_of(folder / 'whole' / LAST)
+    for flags in _flags(quick):
+        count = _operations(folder, config, flags)
+        for number, (name, value) in enumerate(ERRORS.items()):
+            for target in range(number, count, 12) if quick else range(count):
+                work_dir = folder / 'cut'
+                shutil.rmtree(work_dir, ignore_errors=True)
+                fault = InSaves(target, raising(value), lasting=True)
+                victim = train(folder, config, '--work-dir', work_dir, *flags, *KEEP_ONE, before=fault.install)
+                why = _resumed(folder, config, work_dir, flags, whole)
+                said = 'could not be written' in victim.said() or bool(flags)
+                if not why and (not said or victim.code not in ((1,) if flags else (EXIT_NOT_SAVED,))):
+                    why = f'ended with {victim.code} after {name}'
+                row.add(not why, why, stock=bool(flags))
+    return row
+
+
+def ranks(folder: Path, *, quick: bool) -> Row:
+    """One of two processes killed or stopped, in a step or in a save."""
+    row = Row('one of two processes killed or stopped', 'both are started again in time, end with the same bits')
+    for flags in _flags(quick):
+        for good, why in faults_of_ranks(folder, 1 if quick else 20, flags):
+            row.add(good, why, stock=bool(flags))
+    return row
+
+
+CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, damage, malicious, malformed, ranks]
+
+
+def main() -> None:
+    names = [campaign.__name__ for campaign in CAMPAIGNS]
+    parser = argparse.ArgumentParser(description='Interrupt and damage trainings, and count what survives.')
+    parser.add_argument('--quick', action='store_true', help='a few cases of each kind, and nothing with stock hooks')
+    parser.add_argument('--only', nargs='+', choices=names, default=names, help='these kinds alone')
+    parser.add_argument('--json', metavar='FILE', help='write the counts there, too')
+    args = parser.parse_args()
+    check_folders(parser, args, 'json')
+    rows = []
+    print('| fault | must | mmsb | stock hooks | what went wrong |\n|---|---|---|---|---|')
+    with tempfile.TemporaryDirectory(prefix='chaos-') as temporary:
+        folder = prepare(Path(temporary))
+        for campaign in CAMPAIGNS:
+            if campaign.__name__ in args.only:
+                begun = time.monotonic()
+                rows.append(campaign(folder, quick=args.quick))
+                print(rows[-1].line(), flush=True)
+                print(f'{campaign.__name__}: {time.monotonic() - begun:.0f} s', file=sys.stderr)
+    if args.json:
+        write_json(args.json, [asdict(row) for row in rows])
+    sys.exit(int(any(row.good < row.cases for row in rows)))
+
+
+if __name__ == '__main__':
+    main()
