@@ -18,10 +18,9 @@ QUICK = {  # a config of each kind of network
 }
 
 
-def run(function, *task, limit_s: float = 120) -> dict:
-    told = []
-    (result,) = run_all(function, [task], jobs=1, limit_s=limit_s, done=lambda *args: told.append(args))
-    assert told == [(task, result)]
+def run(function, *task, limit_s: float = 300) -> dict:
+    ((told, result),) = run_all(function, [task], jobs=1, limit_s=limit_s)
+    assert told == task
     return result
 
 
@@ -34,7 +33,7 @@ def _libraries():
 def test_row(library):
     result = run(row.run_row, library, QUICK[library], {})
     seconds = result.pop('seconds')
-    assert 0 < seconds < 120
+    assert 0 < seconds < 300
     assert result.pop('replaced') == ['ResNetV1c' if library == 'mmseg' else 'ResNet']
     assert result == dict(built=True, step=True, prediction=True, gradients=True, objects=result['objects'], reason='')
 
@@ -112,7 +111,7 @@ def test_page():
         dict(library='mmdet', folder='b', config='b/b.py', plain=good, spatial_bias=crashed),
         dict(library='mmseg', folder='c', config='c/c.py', plain=good, spatial_bias={**good, 'gradients': False}),
     ]
-    about = dict(date='2026-11-24T12:00:00+00:00', cpu='CPU', cores=2, minutes=3, jobs=2, operations='compiled')
+    about = dict(date='2026-11-24T12:00:00+00:00', cpu='CPU', cores=2, operations='compiled')
     text = page(dict(about={**about, 'versions': dict(torch='2.0')}, folders=dict(mmdet=5, mmseg=4), rows=rows))
     assert '**1 of 3 folders work**' in text
     assert '| mmdet | 5 | 2 | 2 | 1 | 1 |' in text
