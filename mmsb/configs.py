@@ -7,6 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmsb.checkpoints.load import install_reader
+from mmsb.models.weights import is_pretrained
 from mmsb.options import one_line
 
 LIBRARIES = {
@@ -48,6 +49,24 @@ def check_library(cfg: Config) -> None:
         raise ImportError(
             'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off disables its stand-in: unset MMSB_OPS'
         )
+
+
+def drop_warm_starts(node) -> None:
+    """Remove each `Pretrained` init_cfg, and `pretrained`, from the config of a model, in place.
+
+    Who loads a whole checkpoint afterwards needs no others, and a frozen SBResNet would read or download its own.
+    """
+    if isinstance(node, dict):
+        if isinstance(node.get('pretrained'), str):
+            node['pretrained'] = None
+        init_cfg = node.get('init_cfg')
+        if isinstance(init_cfg, dict) and is_pretrained(init_cfg):
+            node['init_cfg'] = None
+        elif isinstance(init_cfg, list):
+            node['init_cfg'] = [cfg for cfg in init_cfg if not is_pretrained(cfg)] or None
+    if isinstance(node, (dict, list, tuple)):
+        for child in node.values() if isinstance(node, dict) else node:
+            drop_warm_starts(child)
 
 
 def build_model(cfg: Config) -> nn.Module:

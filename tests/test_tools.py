@@ -186,7 +186,8 @@ def test_resume_without_a_checkpoint_starts_as_the_config_says(trained, demo_dat
 
 
 def test_testing_needs_no_file_of_the_warm_start(trained, demo_data, tmp_path, run_tool):
-    options = (*WARM_START, 'model.backbone.init_cfg.checkpoint=gone.pth', 'test_dataloader.num_workers=0')
+    frozen = 'model.backbone.frozen_stages=1'  # which the checkpoint of a warm start has a say in
+    options = (*WARM_START, 'model.backbone.init_cfg.checkpoint=gone.pth', frozen, 'test_dataloader.num_workers=0')
     done = run_tool('test.py', DIGITS, trained / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options', *options,
                     'test_dataloader.persistent_workers=False', cwd=demo_data)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from mmsb.configs import drop_warm_starts
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
 
@@ -56,6 +57,7 @@ def main() -> None:
     cfg = load_config(args, apply_flags)
     if 'runner_type' not in cfg:
         use_safe_runner(cfg)
+    drop_warm_starts(cfg.model)
     check_before_run(cfg, ('test_dataloader',))
     build_runner(cfg).test()
 
