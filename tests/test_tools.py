@@ -186,7 +186,8 @@ def test_resume_without_a_checkpoint_starts_as_the_config_says(trained, demo_dat
 
 
 def test_testing_needs_no_file_of_the_warm_start(trained, demo_data, tmp_path, run_tool):
-    options = (*WARM_START, 'model.backbone.init_cfg.checkpoint=gone.pth', 'test_dataloader.num_workers=0')
+    frozen = 'model.backbone.frozen_stages=1'  # which the checkpoint of a warm start has a say in
+    options = (*WARM_START, 'model.backbone.init_cfg.checkpoint=gone.pth', frozen, 'test_dataloader.num_workers=0')
     done = run_tool('test.py', DIGITS, trained / 'epoch_1.pth', '--work-dir', tmp_path, '--cfg-options', *options,
                     'test_dataloader.persistent_workers=False', cwd=demo_data)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -252,7 +253,7 @@ def test_check_of_the_data(demo_data, tmp_path, run_tool):
                     fresh=True)  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert [line for line in done.stdout.splitlines() if ': ' in line] == [
-        'error: broken/train/7/0.png: is empty (0 bytes): fetch it again',
+        'error: broken/train/7/0.png: is empty (0 bytes): download it again',
         'train: 10 images, 1 error, 0 warnings',
         'val and test: 360 images, 0 errors, 0 warnings',
     ]
@@ -319,7 +320,7 @@ def test_plain_weights_become_a_checkpoint_of_the_same_function(biased, tmp_path
     [
         ((DIGITS, 'none.pth', 'out.pth'), "checkpoint 'none.pth' does not exist"),
         ((DIGITS, 'plain.pth', 'none/out.pth'), "the folder of the output 'none/out.pth' does not exist"),
-        ((CUE, 'plain.pth', 'out.pth'), 'is not of a classifier with an mmsb backbone'),
+        ((CUE, 'plain.pth', 'out.pth'), 'is not a classifier with an mmsb backbone'),
         ((DIGITS, 'plain.pth', 'out.pth'), "checkpoint 'plain.pth' does not fit"),
         ((DIGITS, 'headless.pth', 'out.pth'), "checkpoint 'headless.pth' does not fit: it has no fc.weight"),
     ],

@@ -1,9 +1,9 @@
-# The paper's ADE20K recipe: semantic FPN, 40k iterations, AdamW, poly, 2 x 14 images, 512 x 512 crops. Complete in this
-# file, since `mmseg::` as a base is not found with every distribution of MMSegmentation.
-# Data and head are mmseg's sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py. Where the paper is silent, the upstream
-# recipe that comes nearest (FPN, 40k, AdamW, 8 x 4 images), poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py:
+# The paper's ADE20K recipe: semantic FPN, 40k iterations, AdamW, poly, 2 x 14 images, 512 x 512 crops. It inherits from
+# nothing, because not every distribution of MMSegmentation can resolve `mmseg::` as a base.
+# Data and head follow mmseg's sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py. Where the paper gives no value, this follows
+# the closest upstream recipe (FPN, 40k, AdamW, 8 x 4 images), poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py:
 # lr 2e-4, weight decay 1e-4, poly 0.9 down to 0, no warm-up.
-# Differs from both: batch norm is not synchronised, 14 images a GPU are enough for it (fewer: sync_bn='torch').
+# Differs from both: batch norm is not synchronised, 14 images per GPU are enough (with fewer, set sync_bn='torch').
 default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True,

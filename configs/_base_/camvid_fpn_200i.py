@@ -1,5 +1,5 @@
-# Semantic FPN on CamVid (11 classes; label 11 is void) at a size for a CPU: crops of 240 x 320, 200 iterations. The
-# schedule is the paper's of ADE20K, shortened; the stem stays frozen, since the images are few.
+# Semantic FPN on CamVid (11 classes; label 11 is void) small enough for a CPU: crops of 240 x 320, 200 iterations.
+# The schedule is a shortened form of the paper's for ADE20K; the stem stays frozen because there are few images.
 _base_ = 'ade20k_fpn_40k.py'
 dataset = dict(
     type='BaseSegDataset',

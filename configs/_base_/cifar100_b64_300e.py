@@ -1,5 +1,5 @@
-# The paper's CIFAR-100 recipe, after Yun et al. 2019: batch 64, SGD with Nesterov momentum, lr 0.25 x 0.1 after
-# epochs 75, 150 and 225, 300 epochs; pad-4 random crop and flip.
+# The paper's CIFAR-100 recipe, after Yun et al. 2019: batch 64, 300 epochs, SGD with Nesterov momentum, lr 0.25
+# multiplied by 0.1 after epochs 75, 150 and 225; random crop with padding 4, and flip.
 _base_ = [
     'mmpretrain::_base_/datasets/cifar100_bs16.py',
     'mmpretrain::_base_/schedules/cifar10_bs128.py',

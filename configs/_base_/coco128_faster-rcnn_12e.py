@@ -1,5 +1,5 @@
-# Faster R-CNN with FPN on 128 images of COCO, for a CPU: short side 320, 12 epochs of 4 images a step. AdamW, since the
-# new layers see each image a dozen times only.
+# Faster R-CNN with FPN on 128 COCO images, for a CPU: short side 320, 12 epochs, batches of 4 images. AdamW, because
+# the new layers see each image only 12 times.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 data_root = 'data/coco128'
 train_pipeline = [

@@ -1,4 +1,4 @@
-# What the demo configs share: quick logs, one checkpoint, CPU-sized workers.
+# Settings shared by the demo configs: frequent logs, one checkpoint, few workers.
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),

@@ -36,7 +36,7 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=[
             dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale_factor=1.0),  # says in the sample what the boxes are scaled by
+            dict(type='Resize', scale_factor=1.0),  # records the scale of the boxes in the sample
             dict(type='LoadAnnotations', with_bbox=True),
             dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
         ],

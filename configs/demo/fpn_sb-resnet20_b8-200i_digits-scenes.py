@@ -1,4 +1,4 @@
-# SB-ResNet-20, semantic FPN: tells the ink of handwritten digits from that of distractors.
+# SB-ResNet-20, semantic FPN: distinguishes the ink of handwritten digits from that of distractors.
 # python tools/train.py configs/demo/fpn_sb-resnet20_b8-200i_digits-scenes.py
 _base_ = '../_base_/digits_runtime.py'
 default_scope = 'mmseg'

@@ -1,5 +1,5 @@
-# GE-ResNet-50, ImageNet recipe B: paper table 8, top-1 76.80 %, 31.12 M parameters, 4.14 G operations. Images of 224
-# px only: each kernel is as large as its map.
+# GE-ResNet-50, ImageNet recipe B: paper table 8, top-1 76.80 %, 31.12 M parameters, 4.14 G operations. Image size:
+# only 224 px, because each kernel is as large as its map.
 # bash tools/dist_train.sh configs/imagenet/ge-resnet50_b256-100e_in1k.py 8     (8 x 32 images)
 _base_ = 'resnet50_b256-100e_in1k.py'
 model = dict(

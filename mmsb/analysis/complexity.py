@@ -1,15 +1,19 @@
-"""Parameters and operations of a network, counted on the meta device: no memory, no arithmetic, no weights.
+"""Count the parameters and operations of a network on the meta device: no memory, no arithmetic, no weights.
 
-Operations in the paper's convention (`ops`) are multiply-adds of convolutions and linear layers, two for each
-multiply-add of a product of two activations (attention), two for each output element of a batch norm, and what pooling
-and upsampling do: one for each element that a pooling window reads and one for its division, three for each element of
-a variance, eleven for each upsampled element. Pure multiply-adds (`macs`) stand beside them.
+In the paper's convention, operations (`ops`) are the sum of:
+* one for each multiply-add of a convolution or linear layer;
+* two for each multiply-add of a product of two activations (attention);
+* two for each output element of a batch norm;
+* one for each element that a pooling window reads, and one for its division;
+* three for each element of a variance;
+* eleven for each upsampled element.
+Pure multiply-adds (`macs`) are counted separately.
 
-Two for a product of activations: no other count meets the paper's 7660 M for NL (table 9). Its five blocks have 747 M
-multiply-adds in such products, and the network 6170 M operations without them: 6170 + 2 x 747 = 7664.
+Products of activations count two because only this matches the paper's 7660 M for NL (table 9). Its five blocks have
+747 M multiply-adds in such products, and the network has 6170 M operations without them: 6170 + 2 x 747 = 7664.
 
 Activations are the elements of the outputs of convolutions (Radosavovic et al., "Designing Network Design Spaces",
-arXiv:2003.13678; pycls). Differs from pycls's code: that adds the outputs of max pools and of the classifier.
+arXiv:2003.13678; pycls). Differs from pycls's code, which also counts the outputs of max pools and of the classifier.
 """
 
 import math
@@ -92,7 +96,7 @@ def _plus_sum_of_products(_, a_shape, b_shape, **__) -> int:
     return 2 * math.prod(a_shape) * b_shape[-1]
 
 
-# Products that PyTorch's counter leaves out; as it does, two for each multiply-add.
+# Products that PyTorch's counter omits; like PyTorch, count two for each multiply-add.
 _MORE_PRODUCTS = {
     _aten.mv: _matrix_vector,
     _aten.dot: _matrix_vector,
@@ -113,9 +117,9 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Complexity:
     """Count one forward pass of a network on one image of shape (channels, height, width) in pixels.
 
     Args:
-        model: called with a batch of images; moved to the meta device (its weights are lost: hand in a network of its
-            own).
-        input_shape: of the image.
+        model: called with a batch of images. It is moved to the meta device and loses its weights, so pass a network
+            that is not needed afterwards.
+        input_shape: shape of the image.
     """
     return count_parts(model, input_shape)['']
 
@@ -123,15 +127,15 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Complexity:
 def count_parts(
     model: nn.Module, input_shape: tuple[int, int, int], parts: Iterable[str] = ()
 ) -> dict[str, Complexity]:
-    """Count a network and modules of it, as `count` does.
+    """Count a network and some of its modules, as `count` does.
 
     Args:
         model: as in `count`.
         input_shape: as in `count`.
-        parts: names of modules. What a module is handed ready-made from elsewhere is not its own.
+        parts: names of modules. A module's counts exclude the computation of its inputs elsewhere.
 
     Returns:
-        By name; that of the whole is empty.
+        The counts by module name; the empty name is the whole network.
     """
     model = model.to('meta').eval()
     products = FlopCounterMode(display=False, custom_mapping=_OTHER_OPS | _MORE_PRODUCTS)

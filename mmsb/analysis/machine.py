@@ -1,4 +1,4 @@
-"""What a measurement was made on, to be written down beside it."""
+"""Describe the machine and software of a measurement, to record them with its results."""
 
 import datetime
 import os
@@ -12,10 +12,10 @@ import torch
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """Read the device of a command line; None: a GPU if there is one.
+    """Return the device named on a command line; None selects a GPU if there is one.
 
     Raises:
-        ValueError: for any other name, and for a GPU that is not there.
+        ValueError: if the name is not cpu, cuda or cuda:N, or there is no GPU.
     """
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
@@ -26,7 +26,7 @@ def find_device(name: str | None = None) -> torch.device:
 
 
 def describe(device: torch.device, seed: int) -> dict:
-    """Describe machine, software, command and date."""
+    """Describe the machine, software, command and date."""
     about = dict(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -55,7 +55,7 @@ def describe(device: torch.device, seed: int) -> dict:
 
 
 def summary(about: dict) -> str:
-    """Say in a line what figures depend on most."""
+    """Summarise in one line what the figures depend on most."""
     if about['device'] == 'cuda':
         tf32 = [kind for kind in ('convolutions', 'matmuls') if about[f'tf32_{kind}']]
         return f'{about["gpu"]}, PyTorch {about["torch"]}, TF32 in fp32: {" and ".join(tf32) or "none"}'
@@ -64,7 +64,7 @@ def summary(about: dict) -> str:
 
 
 def cpu_name() -> str:
-    """Name the processor."""
+    """Return the name of the processor."""
     info = Path('/proc/cpuinfo')
     found = re.search(r'^model name\s*:\s*(.+)$', info.read_text(), re.MULTILINE) if info.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()

@@ -1,7 +1,7 @@
-"""Peak memory of a call: what it finds (weights, buffers, momentum, images) and what it allocates at its peak.
+"""Peak memory of a call: what is already held (weights, buffers, momentum, images) plus its peak allocation.
 
-On a GPU PyTorch's allocator knows. On the CPU the call is made in a process of its own, whose resident memory Linux
-tells: the peak during the call less what was resident before it.
+On a GPU, PyTorch's allocator reports it. On the CPU, the call runs in its own process, and Linux reports the resident
+memory: the peak during the call minus the resident memory before it.
 """
 
 import gc
@@ -25,7 +25,7 @@ _SHARE_OF_FREE = 0.9
 
 
 def peak_on_gpu(step: Step) -> int:
-    """Measure the peak memory (bytes) of a call on a GPU, without that of other networks there."""
+    """Measure the peak memory (bytes) of a call on a GPU, excluding the memory of other networks on it."""
     device = step.images.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -39,22 +39,22 @@ def peak_on_cpu(source: Source, setting: Setting, seed: int) -> int:
     """Measure the peak memory (bytes) of a call on the CPU in a new process.
 
     Raises:
-        RuntimeError: if the process fails; says why.
+        RuntimeError: if the process fails; the message gives the reason.
     """
     task = json.dumps(dict(source=asdict(source), setting=asdict(setting), seed=seed))
-    # glibc gives large blocks back at once, so that resident memory is what is in use
+    # make glibc return large blocks at once, so that resident memory equals memory in use
     environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
     command = [sys.executable, '-m', 'mmsb.analysis.memory', task]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode < 0:
-        raise RuntimeError(f'out of memory: the process was ended by signal {-done.returncode}')
+        raise RuntimeError(f'out of memory: the process was killed by signal {-done.returncode}')
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ['the process failed'])[-1])
     return int(done.stdout.splitlines()[-1])
 
 
 def limit_to_free_memory() -> None:
-    """Let an allocation beyond what is free fail, where Linux would end some process for it. No limit elsewhere."""
+    """Make allocations beyond the free memory fail, so that Linux does not kill a process. Elsewhere no limit."""
     try:
         import resource
 
@@ -72,17 +72,17 @@ def _status_bytes(key: str) -> int:
 
 
 def _peak_here(step: Step) -> int:
-    step()  # allocates the momentum, and what the libraries keep
+    step()  # allocates the momentum, and buffers that the libraries keep
     gc.collect()
     before = _status_bytes('VmRSS')
-    _CLEAR.write_text('5')  # forget the peak
+    _CLEAR.write_text('5')  # reset the peak
     step()
     return step.held_bytes() + _status_bytes('VmHWM') - before
 
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    limit_to_free_memory()  # the process that waits holds some of it
+    limit_to_free_memory()  # the waiting parent process holds some of it
     task['setting']['size_px'] = tuple(task['setting']['size_px'])
     setting, device = Setting(**task['setting']), torch.device('cpu')
     network = Network(Source(**task['source']), device, task['seed'])
@@ -95,5 +95,5 @@ if __name__ == '__main__':
     logging.disable(logging.INFO)
     try:
         main()
-    except Exception as error:  # told in one line to the process that waits
+    except Exception as error:  # report it in one line to the parent process
         sys.exit(one_line(error))

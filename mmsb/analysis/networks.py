@@ -1,7 +1,7 @@
 """Networks to measure: built from configs with random weights, each with a forward pass and a loss.
 
-Of a classification config it is the whole network, from normalised images to class scores. Of a detector or a segmenter
-it is the backbone and the neck, which work on images alone, and the loss is the sum of the means of their outputs.
+A classification config gives the whole network, from normalised images to class scores. A detector or segmenter gives
+its backbone and neck, which need only images; the loss is the sum of the means of their outputs.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        name: short, for tables.
-        config: path, or the name of a shipped one.
+        name: short name for tables.
+        config: path, or the name of a shipped config.
         backbone_options: as in `zoo.load`.
     """
 
@@ -56,9 +56,9 @@ class Network:
     """A network on a device.
 
     Args:
-        source: where it comes from.
-        device: where it goes.
-        seed: of its random weights.
+        source: config of the network.
+        device: device to put it on.
+        seed: seed of its random weights.
     """
 
     def __init__(self, source: Source, device: torch.device, seed: int):
@@ -76,15 +76,15 @@ class Network:
         self.params = sum(p.numel() for p in self.model.parameters())
 
     def forward(self, images: Tensor):
-        """Map normalised images, (B, 3, H, W), to class scores, or to feature maps."""
+        """Map normalised images, (B, 3, H, W), to class scores or feature maps."""
         return self.model(images)
 
     def loss(self, images: Tensor) -> Tensor:
-        """Compute the loss of a training step; labels are 0, 1, 2, ..."""
+        """Compute the loss of a training step with labels 0, 1, 2, ..."""
         if self.num_classes is None:
             outputs = self.model(images)
             return sum(out.mean() for out in outputs)
-        from mmpretrain.structures import DataSample  # a detector does without this library
+        from mmpretrain.structures import DataSample  # detectors do not need this library
 
         samples = [DataSample().set_gt_label(i % self.num_classes).to(images.device) for i in range(len(images))]
         losses = self.model(images, samples, mode='loss')
@@ -92,7 +92,7 @@ class Network:
 
 
 def is_plain(cfg: Config) -> bool:
-    """Tell whether a config's backbone is a ResNet without anything added."""
+    """Return whether a config's backbone is a ResNet without additions."""
     backbone = cfg.model.get('backbone') or {}
     kind = str(backbone.get('type')).rpartition('.')[2]
     if backbone.get('plugins') or backbone.get('conv2'):
@@ -101,19 +101,19 @@ def is_plain(cfg: Config) -> bool:
 
 
 def sources_of(configs: Sequence[str], plain: str | None = None) -> tuple[list[Source], Source]:
-    """Find the networks of configs, and the plain one among them that the others are compared with, or add it in front.
+    """List the networks of configs, and find the plain one as the baseline; if it is missing, insert it in front.
 
     Args:
-        configs: of what is measured; one that is there twice is taken once.
-        plain: config of the plain network. By default it is the first plain one of `configs`; failing that the one
-            beside the first of them (named without `sb-`), or ResNet-50 for ImageNet, or the first without what it
-            adds.
+        configs: configs to measure; duplicates are dropped.
+        plain: config of the plain network. By default it is the first plain config in `configs`. If there is none, it
+            is derived from the first config: the file beside it named without `sb-`, else ResNet-50 for ImageNet, else
+            the first config without its additions.
 
     Returns:
-        The sources, with different names, and which of them is the plain one.
+        The sources, with distinct names, and the plain one of them.
 
     Raises:
-        FileNotFoundError: if there is no such config.
+        FileNotFoundError: if a config does not exist.
         ValueError: if there is no plain network to compare with.
     """
     found: dict[Path, Source] = {}
@@ -147,5 +147,5 @@ def _plain_of(source: Source) -> Source:
     if str(backbone.get('type')).rpartition('.')[2] in _SB_TYPES:
         removed.append('spatial_bias')
     if not removed:
-        raise ValueError(f'{source.config!r} is no ResNet with something added: name the plain network with --plain')
+        raise ValueError(f'{source.config!r} is not a ResNet with additions: name the plain network with --plain')
     return Source('', source.config, '; '.join(f'{key}=None' for key in removed))

@@ -1,4 +1,4 @@
-"""Pictures of measured costs. `results` are those of `throughput.summarise_all`."""
+"""Plots of measured costs. `results` come from `throughput.summarise_all`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def _has_bias(network: str) -> bool:
 
 
 def _group(results: Sequence[dict], keys: Sequence[str]) -> dict[tuple, list[dict]]:
-    """Sort results with figures by the values of `keys`."""
+    """Group results that have figures by the values of `keys`."""
     groups: dict[tuple, list[dict]] = {}
     for figures in results:
         if figures['ms'] is not None:
@@ -31,17 +31,17 @@ def _title(group: tuple) -> str:
 
 
 def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], path: str | Path) -> bool:
-    """Draw accuracy over images a second, as the paper's figure 1; a panel for each setting.
+    """Plot accuracy against images per second, like figure 1 of the paper, with one panel per setting.
 
-    Networks with spatial bias are joined with those without it. Bars are quartiles.
+    Lines join networks with spatial bias to the same networks without it. Bars are quartiles.
 
     Args:
-        results: of one image size.
-        top1: the paper's accuracies (%) by network; others are left out.
-        path: of the picture.
+        results: results for one image size.
+        top1: the paper's accuracies (%) by network; other networks are not drawn.
+        path: path of the plot.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was anything to plot.
     """
     groups = _group([figures for figures in results if figures['network'] in top1], _VARYING)
     if not groups:
@@ -67,7 +67,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
                 line = zip(places[name.removeprefix('sb-')], (x, y), strict=True)
                 axis.plot(*line, color='tab:red', linewidth=0.8, linestyle=':')
         axis.set(xlabel='images a second, measured', ylabel="top-1 accuracy (%), the paper's")
-        axis.margins(x=0.15)  # room for the names
+        axis.margins(x=0.15)  # space for the names
         axis.set_title(_title(group), fontsize='medium')
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -75,7 +75,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
 
 
 def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
-    """Draw time, time relative to the plain network, and peak memory where there is, over pixels; a row a setting."""
+    """Plot time, time relative to the plain network, and peak memory if measured, against pixels; a row per setting."""
     groups = _group(results, _VARYING)
     columns = {'ms': 'ms a batch', 'time_ratio': 'time / plain'}
     if any(figures['peak_mib'] is not None for figures in results):

@@ -1,4 +1,4 @@
-"""Figures as tables and files."""
+"""Write figures as tables and files."""
 
 import argparse
 import csv
@@ -20,12 +20,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace, *options: str) -> None:
-    """End a command line that says to write a file into a folder that does not exist, before any work is done.
+    """Exit with an error before any work is done if an output file is to go into a folder that does not exist.
 
     Args:
-        parser: of the command line.
-        args: what it has parsed.
-        options: names of the options that say a file to write, such as 'json'.
+        parser: parser of the command line.
+        args: the parsed arguments.
+        options: names of the options that take an output file, such as 'json'.
     """
     for option in options:
         path = getattr(args, option)
@@ -34,12 +34,12 @@ def check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace, *op
 
 
 def write_json(path: str | Path, data) -> None:
-    """Write json in one step: whoever reads the file finds the old data or the new."""
+    """Write JSON atomically: a reader of the file finds either the old data or the new."""
     write_text(path, json.dumps(data, indent=2) + '\n')
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """Write rows with the same keys as csv with a header, in one step."""
+    """Write rows with the same keys as CSV with a header, atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
     writer.writeheader()

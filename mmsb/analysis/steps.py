@@ -1,4 +1,4 @@
-"""One call of a network in one setting: a forward pass, or a training step."""
+"""One call of a network in one setting: a forward pass or a training step."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,15 @@ _SGD = dict(lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
 @dataclass(frozen=True)
 class Setting:
-    """How networks are measured.
+    """The conditions of a measurement.
 
     Attributes:
         phase: 'inference', or 'training': forward, loss, backward and a step of SGD with momentum.
-        batch_size: images a call.
+        batch_size: images per call.
         size_px: height and width of the images.
         mode: 'eager', or 'compile': `torch.compile` of the backbone, as one graph.
-        memory_format: of the weights and images.
-        dtype: 'fp32', or 'bf16': autocast with float32 weights, as `tools/train.py --amp` has it.
+        memory_format: memory format of the weights and images.
+        dtype: 'fp32', or 'bf16': autocast with float32 weights, as with `tools/train.py --amp`.
     """
 
     phase: str
@@ -46,12 +46,12 @@ class Setting:
 
 
 class Step:
-    """A call to measure. Gradients are dropped at its end; the momentum is kept until `close`.
+    """A call to measure. It frees its gradients at the end and keeps the momentum until `close`.
 
     Args:
-        network: put into the setting's memory format and phase; it has one step at a time.
-        setting: which call.
-        images: of `Setting.images`; shared by the networks.
+        network: converted to the memory format and phase of the setting; it can have only one step at a time.
+        setting: conditions of the call.
+        images: from `Setting.images`; shared by all networks.
     """
 
     def __init__(self, network: Network, setting: Setting, images: Tensor):
@@ -67,8 +67,8 @@ class Step:
             weights = [weight for weight in network.model.parameters() if weight.requires_grad]
             self.optimizer = torch.optim.SGD(weights, **_SGD)
         if setting.mode == 'compile':
-            # Past its limit of graphs for one piece of code dynamo would go on without compiling, or refuse: all
-            # networks share the code of SBResNet.forward.
+            # Beyond its limit of graphs per code object, dynamo would stop compiling or fail, and all networks share
+            # the code of SBResNet.forward.
             torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 1000
             network.model.backbone = torch.compile(self.backbone, fullgraph=True, dynamic=False)
 
@@ -82,17 +82,17 @@ class Step:
                 loss = self.network.loss(self.images)
             loss.backward()
             self.optimizer.step()
-        finally:  # out of memory half-way, too
+        finally:  # even if memory runs out half-way
             self.optimizer.zero_grad(set_to_none=True)
 
     def held_bytes(self) -> int:
-        """Count what a call finds in memory: weights, buffers, momentum and images."""
+        """Return the bytes in memory before a call: weights, buffers, momentum and images."""
         tensors = [self.images, *self.network.model.parameters(), *self.network.model.buffers()]
         if self.optimizer is not None:
             tensors += [value for state in self.optimizer.state.values() for value in state.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
 
     def close(self) -> None:
-        """Give the momentum back, and the network its own backbone."""
+        """Free the momentum and restore the backbone of the network."""
         self.network.model.backbone = self.backbone
         self.optimizer = None

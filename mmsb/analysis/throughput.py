@@ -1,7 +1,7 @@
-"""Speed and memory of networks, measured in turn.
+"""Measure the speed and memory of networks, interleaved.
 
-In each round every network is timed once, A B C A B C, so that whatever slows the machine for a while slows all of
-them; the ratio to the plain network is taken within each round, and only then the median over the rounds.
+Each round times every network once, A B C A B C, so a temporary slowdown of the machine affects all of them. The ratio
+to the plain network is computed within each round; the median is then taken over the rounds.
 """
 
 import gc
@@ -25,14 +25,14 @@ _REASON_LENGTH = 200  # characters
 
 @dataclass
 class Cell:
-    """What was measured of one network in one setting.
+    """Measurements of one network in one setting.
 
     Attributes:
-        network: its name.
-        setting: how.
-        seconds: of a call, one a round.
-        peak_bytes: of memory; None: not measured.
-        reason: why there are no figures; None: there are.
+        network: name of the network.
+        setting: conditions of the measurement.
+        seconds: seconds per call, one value per round.
+        peak_bytes: peak memory; None if not measured.
+        reason: why there are no figures; None if there are.
     """
 
     network: str
@@ -42,12 +42,12 @@ class Cell:
     reason: str | None = None
 
     def fail(self, error: Exception) -> None:
-        """Become an empty cell."""
+        """Discard the figures and record the reason."""
         self.reason, self.seconds, self.peak_bytes = reason_of(error), [], None
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a line why a call failed."""
+    """Describe in one line why a call failed."""
     text = one_line(error)
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in text:
         return 'out of memory'
@@ -55,20 +55,20 @@ def reason_of(error: Exception) -> str:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Compute lower quartile, median and upper quartile, with linear interpolation."""
+    """Compute the lower quartile, median and upper quartile with linear interpolation."""
     return tuple(float(value) for value in np.percentile(values, [25, 50, 75]))
 
 
 def summarise(cell: Cell, plain: Cell | None = None) -> dict:
-    """Compute what a cell says.
+    """Summarise a cell.
 
     Args:
-        cell: of any network.
-        plain: of the plain network in the same setting.
+        cell: cell of any network.
+        plain: cell of the plain network in the same setting.
 
     Returns:
-        The setting; `ms` a call, `images_per_s` and `time_ratio` (to the plain network, 1.1: 10 % more time), each the
-        median over the rounds with its `_quartiles`; `peak_mib`; `samples_ms`; None where there is no figure.
+        The setting; `ms` per call, `images_per_s` and `time_ratio` to the plain network (1.1 is 10 % more time), each a
+        median over the rounds with its `_quartiles`; `peak_mib`; `samples_ms`. A missing figure is None.
     """
     figures = {}
 
@@ -92,15 +92,15 @@ def summarise(cell: Cell, plain: Cell | None = None) -> dict:
 
 
 def summarise_all(cells: Sequence[Cell], plain: str) -> list[dict]:
-    """Summarise cells, each beside that of the network named `plain`."""
+    """Summarise cells, each relative to the cell of the network named `plain`."""
     references = {cell.setting: cell for cell in cells if cell.network == plain}
     return [summarise(cell, references.get(cell.setting)) for cell in cells]
 
 
 def sample(call: Callable[[], None], calls: int, wait: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Time calls one after the other; returns the seconds of one.
+    """Time several calls in sequence; return the seconds per call.
 
-    Before several short ones there is one that is not timed: another network has just used the caches.
+    Several short calls follow one untimed call, because another network has just used the caches.
     """
     if calls > 1:
         call()
@@ -115,15 +115,15 @@ def sample(call: Callable[[], None], calls: int, wait: Callable[[], None], clock
 def interleave(
     samples: Mapping[str, Callable[[], float]], rounds: int, failed: Callable[[str, Exception], None]
 ) -> Iterator[dict[str, float]]:
-    """Take samples in turn: A B C A B C.
+    """Interleave samples: A B C A B C.
 
     Args:
-        samples: take one sample of a network and return its seconds.
-        rounds: how many of each.
-        failed: told of a network whose sample raises; it is left out from then on.
+        samples: functions by network name that take one sample and return its seconds.
+        rounds: number of samples of each network.
+        failed: called with a network whose sample raises, and the error; later rounds skip the network.
 
     Yields:
-        The seconds by name, after each round.
+        The seconds by network name after each round.
     """
     left = dict(samples)
     for _ in range(rounds):
@@ -139,14 +139,14 @@ def interleave(
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The amount of measurement.
 
     Attributes:
         rounds: samples of each network.
-        warmup: calls before them, at least 1.
-        sample_s: seconds that a sample takes at least; short calls are repeated in it.
-        memory: measure peak memory on the CPU too, in a process for each cell.
-        seed: of weights and images.
+        warmup: calls before the samples, at least 1.
+        sample_s: minimum seconds of a sample; short calls are repeated to fill it.
+        memory: also measure peak memory on the CPU, in one process per cell.
+        seed: seed of weights and images.
     """
 
     rounds: int = 10
@@ -163,14 +163,14 @@ def measure(
     device: torch.device,
     show: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Iterator[list[Cell]]:
-    """Measure networks, setting by setting. All of them live on the device together.
+    """Measure networks, one setting at a time. All of them are on the device together.
 
     Args:
-        sources: of the networks.
-        settings: how.
-        plan: how much.
-        device: where.
-        show: told (what, done, total) of the samples.
+        sources: configs of the networks.
+        settings: conditions of the measurements.
+        plan: amount of measurement.
+        device: device to measure on.
+        show: called with (what, done, total) to report progress.
 
     Yields:
         All cells so far, after each round.
@@ -180,7 +180,7 @@ def measure(
         networks[source] = Network(source, device, plan.seed)
         show('networks built', len(networks), len(sources))
     cells: list[Cell] = []
-    per_setting = len(networks) * (plan.rounds + 1)  # a preparation counts as a sample
+    per_setting = len(networks) * (plan.rounds + 1)  # the preparation counts as one sample
     for index, setting in enumerate(settings):
         here = [Cell(source.name, setting) for source in sources]
         cells += here
@@ -194,7 +194,7 @@ def measure(
         if setting.mode == 'compile':
             torch._dynamo.reset()
         _collect(device)
-        # those that fell out too
+        # include the samples of networks that failed
         show('samples', (index + 1) * per_setting, len(settings) * per_setting)
 
 
@@ -205,7 +205,7 @@ def _measure_setting(
     device: torch.device,
     count: Callable[[], None],
 ) -> Iterator[None]:
-    """Fill the cells of one setting, one for each network; yields after each round."""
+    """Fill the cells of one setting, one per network; yield after each round."""
 
     def wait() -> None:
         if device.type == 'cuda':
@@ -232,7 +232,7 @@ def _measure_setting(
 
 
 def _prepare(step: Step, source: Source, cell: Cell, plan: Plan, wait: Callable[[], None]) -> int:
-    """Measure memory and warm up; returns how many calls make a sample."""
+    """Measure memory and warm up; return the number of calls in a sample."""
     if plan.memory and not step.images.is_cuda:
         cell.peak_bytes = peak_on_cpu(source, cell.setting, plan.seed)
     for _ in range(plan.warmup):

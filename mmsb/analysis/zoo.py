@@ -1,4 +1,4 @@
-"""The shipped configs as networks to count: which there are, at which input size, beside which row of the paper."""
+"""The shipped configs as networks to count: their names, input sizes, and rows in the paper's tables."""
 
 import ast
 import copy
@@ -22,30 +22,30 @@ CIFAR_SHAPE = (3, 32, 32)
 
 
 def shipped() -> list[str]:
-    """List the names of all classification configs of the paper's two tasks, below the folder of configs."""
+    """List all classification configs of the paper's two tasks, by path below the configs folder."""
     folders = ('cifar100', 'imagenet')
     return [f'{folder}/{path.name}' for folder in folders for path in sorted((CONFIGS / folder).glob('*.py'))]
 
 
 def paper_rows() -> Iterator[dict[str, str]]:
-    """Yield the rows of the paper's tables, with the config and the options of its backbone that make each of them."""
+    """Yield the rows of the paper's tables, each with the config and backbone options that reproduce it."""
     with (Path(__file__).parent / 'paper.csv').open(newline='') as file:
         yield from csv.DictReader(file)
 
 
 def as_printed(value: float, figure: str) -> str:
-    """Round a value to as many decimals as a figure of the paper has."""
+    """Round a value to the number of decimals of a figure in the paper."""
     return f'{value:.{len(figure.partition(".")[2])}f}'
 
 
 def paper_row(config: str | Path) -> dict[str, str] | None:
-    """Find the last row of the paper's tables (the comparison, where a network has several) that a config is."""
+    """Find a config's last row in the paper's tables; if there are several, this is the comparison with others."""
     rows = [row for row in paper_rows() if row['config'] and not row['backbone_options']]
     return next((row for row in reversed(rows) if find(row['config']).samefile(find(config))), None)
 
 
 def systems() -> list[str]:
-    """List the names of the configs of the systems that the paper compares (tables 8 to 10)."""
+    """List the configs of the systems that the paper compares (tables 8 to 10)."""
     return [row['config'] for row in paper_rows() if row['table'] in ('8', '9', '10') and row['config']]
 
 
@@ -53,10 +53,10 @@ def find(config: str | Path) -> Path:
     """Find the file of a config.
 
     Args:
-        config: path, or the name of a shipped one.
+        config: path, or the name of a shipped config.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if it does not exist.
     """
     path = next((path for path in (Path(config), CONFIGS / config) if path.is_file()), None)
     if path is None:
@@ -65,14 +65,14 @@ def find(config: str | Path) -> Path:
 
 
 def load(config: str | Path, backbone_options: str = '') -> Config:
-    """Read a config.
+    """Load a config.
 
     Args:
-        config: path, or the name of a shipped one.
-        backbone_options: 'key=value; key=value', Python literals, as in the paper's table.
+        config: path, or the name of a shipped config.
+        backbone_options: 'key=value; key=value' with Python literals, as in paper.csv.
 
     Raises:
-        FileNotFoundError: if there is no such config.
+        FileNotFoundError: if the config does not exist.
     """
     cfg = read_config(str(find(config)))
     pairs = (pair.split('=', 1) for pair in backbone_options.split(';') if pair.strip())
@@ -81,10 +81,10 @@ def load(config: str | Path, backbone_options: str = '') -> Config:
 
 
 def input_shape(cfg: Config) -> tuple[int, int, int]:
-    """Find the shape (channels, height, width) of the images that a classification config is tested on.
+    """Find the shape (channels, height, width) of the test images of a classification config.
 
     Raises:
-        ValueError: if the config does not say.
+        ValueError: if the config does not specify it.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
     if dataset.get('type') in ('CIFAR10', 'CIFAR100'):
@@ -92,19 +92,19 @@ def input_shape(cfg: Config) -> tuple[int, int, int]:
     for step in dataset.get('pipeline', []):
         if step['type'] == 'CenterCrop':
             return (3, step['crop_size'], step['crop_size'])
-    raise ValueError(f'the test pipeline of {cfg.filename!r} has no CenterCrop: say the input size')
+    raise ValueError(f'the test pipeline of {cfg.filename!r} has no CenterCrop: pass the input size')
 
 
 def is_classifier(cfg: Config) -> bool:
-    """Tell a config of MMPretrain from those whose networks need more than images: detectors and segmenters."""
+    """Return whether a config is for MMPretrain; detectors and segmenters need more than images as input."""
     return cfg.get('default_scope') == 'mmpretrain'
 
 
 def build_backbone(cfg: Config) -> nn.Module:
-    """Build the backbone of a config alone, with the weights that its layers start with; no checkpoint is read.
+    """Build only the backbone of a config, with its initial random weights; no checkpoint is loaded.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if the config has no backbone.
         ImportError: if its library is not installed.
     """
     if not cfg.model.get('backbone'):
@@ -120,19 +120,20 @@ def measure(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexit
     """Count the network of a classification config, or the backbone of another one.
 
     Args:
-        cfg: of any of the libraries.
-        shape: of one image, (channels, height, width); the config's by default, which only classification configs say.
+        cfg: config of any of the libraries.
+        shape: shape of one image, (channels, height, width); by default that of the config, which only classification
+            configs specify.
 
     Raises:
-        ValueError: for a height or width below 1, and if the shape is not known.
+        ValueError: if the height or width is below 1, or the shape is not known.
     """
     return _count(cfg, shape, ())['']
 
 
 def measure_stages(cfg: Config, shape: tuple[int, int, int] | None = None) -> dict[str, Complexity]:
-    """Count as `measure` does, stage by stage: 'stem', 'layer1', ..., and 'head' (with the neck) of a classifier.
+    """Count each stage as `measure` does: 'stem', 'layer1', ..., and 'head' (with the neck) of a classifier.
 
-    The sum is what `measure` counts.
+    The sum over all stages is the result of `measure`.
     """
     backbone = 'backbone' if is_classifier(cfg) else ''
     names = [key for key, _ in build_backbone(cfg).named_children() if re.fullmatch(r'layer\d+', key)]
@@ -147,10 +148,10 @@ def measure_stages(cfg: Config, shape: tuple[int, int, int] | None = None) -> di
 
 
 def measure_bias(cfg: Config, shape: tuple[int, int, int] | None = None) -> Complexity | None:
-    """Count what spatial bias adds (`spatial_bias`, `bias_norm`, `bias_conv`): the network less the same without it.
+    """Count what spatial bias adds (`spatial_bias`, `bias_norm`, `bias_conv`): the difference to the plain network.
 
     Returns:
-        None for a network without spatial bias.
+        The difference, or None for a network without spatial bias.
     """
     backbone = build_backbone(cfg)
     if not (hasattr(backbone, 'bias_modules') and backbone.bias_modules()):
@@ -164,8 +165,8 @@ def _count(cfg: Config, shape: tuple[int, int, int] | None, parts: Iterable[str]
     if shape is not None:
         positive_integer('the height and width of an image', min(shape[1:]))
     if shape is None and not is_classifier(cfg):
-        raise ValueError(f'{cfg.filename!r} is no classification config: say the size of its images')
+        raise ValueError(f'{cfg.filename!r} is not a classification config: pass the size of its images')
     shape = shape or input_shape(cfg)
-    with torch.device('meta'):  # nobody needs the weights
+    with torch.device('meta'):  # the weights are not needed
         model = build_model(cfg) if is_classifier(cfg) else build_backbone(cfg)
     return count_parts(model, shape, parts)

@@ -1,6 +1,6 @@
-"""What torch's reader does not check in a file of torch.save: damage, and pickles that take for ever.
+"""Check what torch's reader does not check in a file of torch.save: damage, and pickles that never finish loading.
 
-Two formats: the zip of torch 1.6 and later, and five pickles in a row before it.
+There are two formats: a zip since torch 1.6, and five consecutive pickles before that.
 """
 
 import io
@@ -11,22 +11,22 @@ from typing import BinaryIO
 
 from mmsb.checkpoints.stand_ins import NotDataError, require
 
-# a checkpoint of ResNet-152 with the state of AdamW has 76,000, and takes 0.3 million
+# a checkpoint of ResNet-152 with the state of AdamW has 76,000 operations and 0.3 million units of work
 MAX_OPERATIONS, MAX_WORK = 2_000_000, 8_000_000
 _PICKLES_IN_A_ROW = 5
 _INTO_OWNER = {'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD'}
 
 
 def check(path: str | os.PathLike, *, work: bool = True) -> None:
-    """Check the records of a file, and the work that its pickles take.
+    """Check the records of a file, and the work needed to load its pickles.
 
     Args:
-        path: of the file.
-        work: whether the latter is checked.
+        path: path of the file.
+        work: whether to check the work.
 
     Raises:
-        OSError: it can't be opened.
-        Exception: of any kind, if it is damaged, no file of torch.save, or takes too much work.
+        OSError: the file cannot be opened.
+        Exception: of any type, if the file is damaged, is not a file of torch.save, or needs too much work.
     """
     with open(path, 'rb') as file:
         zipped = file.read(4) == b'PK\x03\x04'
@@ -38,7 +38,7 @@ def check(path: str | os.PathLike, *, work: bool = True) -> None:
         with zipfile.ZipFile(file) as archive:
             compressed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
             require(not compressed, 'zip: compressed records, which torch.save does not write')
-            damaged = archive.testzip()  # torch compares no checksums
+            damaged = archive.testzip()  # torch does not verify checksums
             require(damaged is None, f'it is damaged: the checksum of {damaged} is wrong')
             pickles = [name for name in archive.namelist() if name.endswith('data.pkl')]
             require(bool(pickles), 'zip: no data.pkl')
@@ -47,13 +47,13 @@ def check(path: str | os.PathLike, *, work: bool = True) -> None:
 
 
 def check_work(file: BinaryIO) -> None:
-    """Check that one pickle is read in a time that is in proportion to its length.
+    """Check that the time to load one pickle is proportional to its length.
 
-    References make it longer: a tuple of two tuples of two tuples ... takes 2^depth steps to hash, and copies of a long
-    dict the length of the dict each. So each value counts its parts, those of its parts included, and an operation
-    counts the parts that it takes.
+    References can make it longer: a tuple of two tuples of two tuples ... takes 2^depth steps to hash, and each copy of
+    a long dict takes as many steps as the dict is long. So each value is assigned the number of its parts, counted
+    recursively, and each operation costs the parts of the values that it pops.
     """
-    stack: list[list[int] | None] = []  # of each value the number of its parts, shared by references; None: a mark
+    stack: list[list[int] | None] = []  # number of parts of each value, shared by references; None is a mark
     memo: dict[int, list[int]] = {}
     work = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
@@ -77,7 +77,7 @@ def check_work(file: BinaryIO) -> None:
 
 
 def _take(stack: list, kinds: list) -> list:
-    """Take off a stack what an operation takes, the last value first: a slice is all down to the mark."""
+    """Pop the operands of an operation from a stack, the last value first; a slice is everything down to the mark."""
     taken = []
     for kind in reversed(kinds):
         if kind is not pickletools.stackslice:

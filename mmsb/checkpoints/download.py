@@ -1,11 +1,11 @@
-"""Checkpoints from the network: downloaded as a whole or not at all, verified by the hash in their name, and kept.
+"""Download checkpoints atomically, verify them by the hash in their name, and cache them.
 
-What CheckpointLoader of MMEngine knows is known here: http(s)://, torchvision://, open-mmlab://, mmcls://, s3://,
-petrel://. The hash is the convention of torchvision and OpenMMLab: NAME-HASH.pth, HASH the first eight or more
-hexadecimal digits of the SHA-256 of the file. It is compared at every use: a file in the cache can be damaged too.
+The schemes are those of MMEngine's CheckpointLoader: http(s)://, torchvision://, open-mmlab://, mmcls://, s3://,
+petrel://. The hash follows the convention of torchvision and OpenMMLab: NAME-HASH.pth, where HASH is the first eight or
+more hexadecimal digits of the SHA-256 of the file. It is verified at every use, because a cached file can be damaged.
 
-Differs from mmengine's: the file is read as data afterwards (`load.py`); a file whose name has no hash is kept
-under the hash of its address, so that two sites' `model.pth` are two files; processes of one machine download once.
+Differs from mmengine: the file is then loaded as data (`load.py`); a file without a hash in its name is cached under
+the hash of its URL, so `model.pth` from two sites gives two files; all processes of a machine share one download.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from mmsb.options import one_line
 
 try:
     import fcntl
-except ImportError:  # Windows: each process downloads by itself
+except ImportError:  # Windows: each process downloads separately
     fcntl = None
 
 TIMEOUT_S = 60
@@ -45,14 +45,14 @@ def fetch(url: str) -> str:
     """Find a checkpoint in the cache, or download it.
 
     Args:
-        url: address, or name in the catalogue of a library such as 'torchvision://resnet50'.
+        url: URL, or a name in the catalogue of a library such as 'torchvision://resnet50'.
 
     Returns:
         path of the local file.
 
     Raises:
-        ValueError: for an unknown scheme or name; if it cannot be downloaded as a whole; if it is not the file that its
-            name says.
+        ValueError: if the scheme or name is unknown, the download fails or is incomplete, or the content does not match
+            the hash in the name.
     """
     address = resolve(url)
     if '://' not in address:
@@ -70,18 +70,18 @@ def fetch(url: str) -> str:
         there = file.is_file()
         damaged = there and expected is not None and not sha256_of(file).startswith(expected)
         if damaged:
-            text = f'{file} is not the file of {url!r} any more: it is fetched again'
+            text = f'{file} does not match the hash in {url!r}: downloading it again'
             print_log(text, logger='current', level=logging.WARNING)
         if damaged or not there:
             _download(url, address, file, expected)
     if expected is None:
-        text = f'{url!r} has no hash in its name (NAME-HASH.pth): {file} cannot be verified; it is read as data'
+        text = f'{url!r} has no hash in its name (NAME-HASH.pth): {file} cannot be verified; it is loaded as data'
         print_log(text, logger='current', level=logging.WARNING)
     return str(file)
 
 
 def resolve(url: str) -> str:
-    """Return the address of a checkpoint, or the path that a catalogue gives."""
+    """Return the URL of a checkpoint, or the local path given by a catalogue."""
     scheme, _, name = url.partition('://')
     if scheme in ('http', 'https') or _STORES.match(url):
         return url
@@ -92,20 +92,20 @@ def resolve(url: str) -> str:
         return address if '://' in address else os.path.join(catalogue._get_mmengine_home(), address)
     if scheme == 'mmcls':
         return _look_up(url, name, catalogue.get_mmcls_models())
-    raise ValueError(f'checkpoint {url!r} must be a file or begin with one of {", ".join(SCHEMES)}')
+    raise ValueError(f'checkpoint {url!r} must be a file or start with one of {", ".join(SCHEMES)}')
 
 
 def _look_up(url: str, name: str, addresses: dict[str, str]) -> str:
     if name not in addresses:
         near = difflib.get_close_matches(name, addresses, n=3)
         hint = f' (did you mean {" or ".join(near)}?)' if near else ''
-        raise ValueError(f'checkpoint {url!r} is none of the {len(addresses)} names of its catalogue{hint}')
+        raise ValueError(f'checkpoint {url!r} is not among the {len(addresses)} names in its catalogue{hint}')
     return addresses[name]
 
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """Let one process of a machine after the other come here."""
+    """Let only one process of a machine enter at a time."""
     if fcntl is None:
         yield
         return
@@ -115,7 +115,7 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def _download(url: str, address: str, file: Path, expected: str | None) -> None:
-    """Download into a file beside, verify it, and only then give it its name."""
+    """Download to a temporary file, verify it, and only then rename it."""
     print_log(f'downloading {address} to {file}', logger='current')
 
     def write(unfinished: Path) -> None:
@@ -125,7 +125,7 @@ def _download(url: str, address: str, file: Path, expected: str | None) -> None:
         got = sha256_of(unfinished)
         if expected and not got.startswith(expected):
             raise ValueError(
-                f'checkpoint {url!r} is not the file that its name says: SHA-256 {got[:16]}..., needs {expected}...'
+                f'checkpoint {url!r} does not match the hash in its name: SHA-256 {got[:16]}..., needs {expected}...'
             )
 
     write_whole(file, write)
@@ -143,7 +143,7 @@ def _chunks(url: str, address: str) -> Iterator[bytes]:
             while chunk := source.read(CHUNK_BYTES):
                 count += len(chunk)
                 yield chunk
-    except Exception as error:  # of the network, of HTTP, of TLS
+    except Exception as error:  # from the network, HTTP or TLS
         raise ValueError(f'checkpoint {url!r} cannot be downloaded: {one_line(error)}') from error
     if length is not None and count != int(length):
-        raise ValueError(f'checkpoint {url!r} came with {count:,} of {int(length):,} bytes: try again')
+        raise ValueError(f'checkpoint {url!r} is incomplete: got {count:,} of {int(length):,} bytes: try again')

@@ -1,7 +1,7 @@
-"""Reading a checkpoint as data: nothing in a file is run, and nothing is tried a second time with less care.
+"""Load a checkpoint as data: no code in a file runs, and a failed load is never retried less strictly.
 
-The reader is torch's own, `torch.load(weights_only=True)`, with checks before it (`archive.py`) and stand-ins for what
-MMEngine's checkpoints hold beside tensors (`stand_ins.py`).
+The reader is `torch.load(weights_only=True)`, with checks before it (`archive.py`) and stand-ins for the objects other
+than tensors in MMEngine's checkpoints (`stand_ins.py`).
 """
 
 import functools
@@ -21,25 +21,26 @@ from torch import Tensor
 from mmsb.checkpoints import archive, download, stand_ins
 from mmsb.options import one_line
 
-DATA_FROM, SOUND_FROM = (2, 6), (2, 10)  # torch: whose `weights_only` runs no code; whose known holes are closed
-_trusted = dict(everything=False, folders=[])  # of this process; see `install_reader`
+DATA_FROM, SOUND_FROM = (2, 6), (2, 10)  # torch: `weights_only` runs no code; its known holes are closed
+_trusted = dict(everything=False, folders=[])  # for this process; see `install_reader`
 _CONTAINERS = ('state_dict', 'model', 'model_state', 'module')
 
 
 def local_path(path: str | os.PathLike) -> str | None:
-    """Expand a path of a checkpoint; None for a URL."""
+    """Expand the path of a checkpoint; return None for a URL."""
     path = os.fspath(path)
     return None if '://' in path else os.path.expanduser(path)
 
 
 def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None):
-    """Load all that a checkpoint holds, onto the CPU, without running code from it.
+    """Load everything in a checkpoint onto the CPU without running code from it.
 
     Args:
-        path: file (.pth of any library, .safetensors), URL, or 'torchvision://resnet50' and the like; these two are
+        path: file (.pth of any library, .safetensors), or a URL or name such as 'torchvision://resnet50', which is
             downloaded first (`download.fetch`).
-        own: whether the caller wrote the file itself: it is trusted below torch 2.6, which reads no pickle as data.
-        trust: whether a file that is more than data may run its code; None: as `install_reader` was told.
+        own: whether the caller wrote the file itself. Such a file is trusted below torch 2.6, which cannot load pickles
+            as data.
+        trust: whether the file may run its code; None uses the setting of `install_reader`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
@@ -58,17 +59,17 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
             archive.check(file, work=False)
             return torch.load(file, map_location='cpu', weights_only=False)
         return _load_as_data(file)
-    except Exception as error:  # a file that is no checkpoint raises anything
+    except Exception as error:  # an invalid file can raise any exception
         raise ValueError(f'checkpoint {path!r} cannot be read as data: {_reason(error)}') from error
 
 
 def load_state_dict(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None) -> dict:
-    """Load the weights of a checkpoint, onto the CPU, without running code from it.
+    """Load the weights of a checkpoint onto the CPU without running code from it.
 
     Args:
         path: see `load_checkpoint`.
-        own: likewise.
-        trust: likewise.
+        own: see `load_checkpoint`.
+        trust: see `load_checkpoint`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
@@ -85,23 +86,23 @@ def load_state_dict(path: str | os.PathLike, *, own: bool = False, trust: bool |
 
 
 def drop_config_text(checkpoint):
-    """Take out the text that mmengine runs as a config when it resumes, only to compare numbers of GPUs."""
+    """Remove the config text, which mmengine executes when it resumes, only to compare the numbers of GPUs."""
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)
     return checkpoint
 
 
 def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
-    """Have mmengine read every checkpoint as data: that of any part's `init_cfg`, of a hook, of a stock runner.
+    """Make mmengine load every checkpoint as data, whether for an `init_cfg`, a hook or a stock runner.
 
     Args:
-        trust: whether files that are more than data may run their code.
-        own: folders that this run itself writes: their files are its own.
+        trust: whether checkpoints may run their code.
+        own: folders that this run writes; files in them count as its own.
     """
     _trusted.clear()
     _trusted.update(everything=trust, folders=[Path(folder).resolve() for folder in own])
 
-    def load_as_data(filename: str, map_location=None):  # mmengine takes the name of the reader for its log
+    def load_as_data(filename: str, map_location=None):  # mmengine logs the name of this function
         checkpoint = drop_config_text(load_checkpoint(filename))
         return _process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 
@@ -109,14 +110,14 @@ def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
 
 
 def require_file(path: str | os.PathLike) -> None:
-    """Check that a checkpoint is there, unless it is a URL.
+    """Check that a checkpoint exists, unless it is a URL.
 
     Raises:
-        FileNotFoundError: if it is not, or is a folder.
+        FileNotFoundError: if the file does not exist or is a folder.
     """
     file = local_path(path)
     if file is not None and not os.path.isfile(file):
-        what = 'is a folder: name the file in it' if os.path.isdir(file) else 'does not exist'
+        what = 'is a folder: name a file in it' if os.path.isdir(file) else 'does not exist'
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} {what}')
 
 
@@ -128,7 +129,7 @@ def _load_as_data(file: str):
     version = torch.__version__
     if version < DATA_FROM:
         raise stand_ins.NotDataError(
-            f'PyTorch {version} runs code that a pickle holds: use a .safetensors file or PyTorch >= 2.6, or allow it '
+            f'PyTorch {version} runs code in pickles: use a .safetensors file or PyTorch >= 2.6, or allow it '
             'for a file of your own with --trust-checkpoint'
         )
     if version < SOUND_FROM:
@@ -145,7 +146,7 @@ def _warn_once(text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why a file is no data; torch hides its reason below advice to trust the file."""
+    """Describe in one line why a file is not data; torch hides the reason behind advice to trust the file."""
     text = one_line(error.__context__ if isinstance(error, pickle.UnpicklingError) and error.__context__ else error)
     named = re.search(r'GLOBAL (\S+)', text)
     return f'Unsupported class {named[1]}' if named else text

@@ -1,7 +1,7 @@
-"""What a training saves, as containers, numbers, text and tensors alone: any safe reader takes that for data.
+"""Convert training checkpoints to containers, numbers, text and tensors, which any safe reader loads as data.
 
-MMEngine's checkpoints hold objects beside: a `HistoryBuffer` for each value of the log, NumPy scalars, functions of
-schedulers. Stock MMEngine reads the plain form too: it finds no histories, which only smooth its log.
+MMEngine's checkpoints also hold objects: a `HistoryBuffer` for each logged value, NumPy scalars, and functions of
+schedulers. Stock MMEngine can load the plain form, but without the histories, which only smooth its log.
 """
 
 import types
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-HISTORIES = 'log_histories'  # the key of a checkpoint that holds the histories of its message hub
+HISTORIES = 'log_histories'  # checkpoint key for the histories of the message hub
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
 def make_plain(checkpoint: dict) -> None:
-    """Replace, in place, what is more than data in a checkpoint that is about to be saved."""
+    """Replace, in place, the objects in a checkpoint that is about to be saved with plain data."""
     hub = checkpoint['message_hub']
     histories = {key: value for key, value in hub['log_scalars'].items() if isinstance(value, HistoryBuffer)}
     checkpoint['message_hub'] = dict(
@@ -37,7 +37,7 @@ def make_plain(checkpoint: dict) -> None:
 
 
 def restore(checkpoint: dict) -> dict:
-    """Put back, in place, what `make_plain` has replaced and a runner needs; return the checkpoint."""
+    """Restore, in place, the objects that `make_plain` replaced and a runner needs; return the checkpoint."""
     for key, history in checkpoint.pop(HISTORIES, {}).items():
         values, counts = history['values'].numpy(), history['counts'].numpy()
         hub = checkpoint['message_hub']
@@ -47,9 +47,9 @@ def restore(checkpoint: dict) -> dict:
 
 
 def _plain(value):
-    """Return a value as plain data; the value itself where it is plain already, with its attributes.
+    """Convert a value to plain data; if it is plain already, return the value itself, with its attributes.
 
-    A function is left out of its dict: no reader takes it for data, and its owner makes it anew.
+    Functions are dropped from dicts: no safe reader loads them as data, and their owners create them again.
     """
     if isinstance(value, np.generic):
         return value.item()

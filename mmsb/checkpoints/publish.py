@@ -1,4 +1,4 @@
-"""Checkpoints to hand on: some of their keys, under a name that holds a hash of the content."""
+"""Publish a checkpoint: keep some of its keys, and put a hash of the content in its name."""
 
 import hashlib
 import io
@@ -12,10 +12,10 @@ from mmsb.files import write_whole
 
 
 def publish(path: str, keys: Iterable[str]) -> str:
-    """Write a checkpoint beside another one that has only some of its keys.
+    """Write a copy of a checkpoint, with only some of its keys, beside it.
 
     Returns:
-        the path: NAME-HASH.pth, HASH the first eight digits of its SHA-256, as `download.fetch` verifies it.
+        the path, NAME-HASH.pth, where HASH is the first eight digits of the SHA-256, as verified by `download.fetch`.
     """
     keys = set(keys)
     stream = io.BytesIO()

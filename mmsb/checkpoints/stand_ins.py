@@ -1,8 +1,9 @@
-"""Stand-ins for what MMEngine's checkpoints name beside tensors, for the reader of `torch.load(weights_only=True)`.
+"""Stand-ins for the classes and functions that MMEngine's checkpoints use, for `torch.load(weights_only=True)`.
 
-That reader calls whatever a file names if it is on a list: torch's own functions, and these, which check their
-arguments and build plain data. The real ones would hand over control: NumPy turns numbers into addresses if the file
-says that they are objects, `HistoryBuffer` takes methods from the file, and `getattr` reaches anything.
+That reader calls a function named in a file only if it is on a list: torch's own functions, and these stand-ins, which
+check their arguments and build plain data. The real functions would give the file control: NumPy turns numbers into
+addresses if the file declares them objects, `HistoryBuffer` accepts methods from the file, and `getattr` reaches
+anything.
 """
 
 import contextlib
@@ -17,25 +18,25 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 _STATISTICS = ('min', 'max', 'current', 'mean')  # HistoryBuffer's own methods
-_lock = threading.Lock()  # torch has one list for all threads
+_lock = threading.Lock()  # torch shares one list among all threads
 
 
 class NotDataError(ValueError):
-    """A file holds more than data, or less than it claims."""
+    """A file holds something other than data, or less data than it declares."""
 
 
 def require(condition: bool, what: str) -> None:
-    """Check a property of a file.
+    """Raise an error unless a condition on a file holds.
 
     Raises:
-        NotDataError: the file does not have it.
+        NotDataError: the condition does not hold.
     """
     if not condition:
         raise NotDataError(what)
 
 
 class _StandIn:
-    """In the place of an object of the file: `value` is the object, once the stand-in has been given its state."""
+    """Placeholder for an object in the file; `value` is that object once the stand-in has received its state."""
 
     value = None
 
@@ -50,7 +51,7 @@ class _DType(_StandIn):
         self.value = np.dtype(name)
 
     def __setstate__(self, state) -> None:
-        """Take over the byte order; fields, sizes or flags of the file's own could turn numbers into addresses."""
+        """Set the byte order only; fields, sizes or flags from the file could turn numbers into addresses."""
         plain = self.value.__reduce__()[2]
         require(type(state) is tuple and state[:1] + state[2:] == plain[:1] + plain[2:], 'a forged dtype')
         self.value = self.value.newbyteorder(state[1])
@@ -62,7 +63,7 @@ class _Array(_StandIn):
         require(type(dtype) is _DType and type(content) is bytes, 'an array that holds neither numbers nor text')
         values = np.ndarray(shape, dtype.value, content, order='F' if fortran else 'C')
         require(values.nbytes == len(content), 'an array that is smaller than its content')
-        self.value = values.astype(values.dtype.newbyteorder('='))  # as NumPy itself reads it
+        self.value = values.astype(values.dtype.newbyteorder('='))  # as NumPy itself loads it
 
 
 class _History(_StandIn):
@@ -102,7 +103,7 @@ _METHODS = {
 
 
 def _method(owner, name):
-    """Find a method of a class, which pickle writes as `getattr(owner, name)`."""
+    """Find a method of a class; pickle stores it as `getattr(owner, name)`."""
     real, names = _METHODS.get(owner, (None, ()))
     require(name in names, f'getattr({getattr(real, "__name__", "...")}, {str(name)[:40]!r})')
     return getattr(real, name)
@@ -122,7 +123,7 @@ _NAMES = {
 
 @contextlib.contextmanager
 def allowed() -> Iterator[None]:
-    """Let the reader call the stand-ins, and of all else only torch's own functions; it warns of nothing."""
+    """Let the reader call only the stand-ins and torch's own functions; suppress warnings."""
     serialization = torch.serialization
     with _lock, warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -137,10 +138,10 @@ def allowed() -> Iterator[None]:
 
 
 def replace(value, seen: set | None = None):
-    """Replace, in place, the stand-ins among the containers that the reader has returned.
+    """Replace, in place, the stand-ins in the containers returned by the reader with their values.
 
     Raises:
-        NotDataError: one was given no state, or a dict has attributes that would shadow its methods.
+        NotDataError: a stand-in received no state, or a dict has attributes that would shadow its methods.
     """
     seen = set() if seen is None else seen
     if isinstance(value, _StandIn):

@@ -1,7 +1,8 @@
-"""Checkpoint files that are either whole or not there, and the search for the newest whole one.
+"""Write checkpoint files atomically, and find the newest valid one.
 
-Order of a write: temporary file in the same folder; its SHA-256 into NAME.sha256 (the format of `sha256sum`); fsync;
-rename; fsync of the folder. Killed anywhere, the old file or the new one is there, each with its hash.
+A write takes these steps: write a temporary file in the same folder; write its SHA-256 to NAME.sha256 (the format of
+`sha256sum`); fsync; rename; fsync the folder. If the process is killed at any point, either the old file or the new one
+exists, with its hash.
 """
 
 import hashlib
@@ -15,17 +16,17 @@ from mmsb.checkpoints.load import load_checkpoint, require_file
 from mmsb.files import sha256_of, write_text, write_whole
 from mmsb.options import one_line
 
-POINTER = 'last_checkpoint'  # the file in a work dir that mmengine resumes from
+POINTER = 'last_checkpoint'  # file in a work dir that tells mmengine where to resume from
 _LEFTOVER = re.compile(r'\.(.+\.(pth|sha256)|last_checkpoint)\.(\d+\.)?tmp')
 
 
 def write_checkpoint(path: str | os.PathLike, content: bytes) -> None:
-    """Replace a checkpoint and its SHA-256 by new ones.
+    """Replace a checkpoint and its SHA-256 with new ones.
 
-    While both are replaced the hash file names the old content too: whichever is there is valid.
+    During the replacement, the hash file also lists the hash of the old content, so either checkpoint is valid.
 
     Raises:
-        OSError: it can't be written; the old checkpoint is as it was, and valid.
+        OSError: the checkpoint cannot be written; the old one is unchanged and valid.
     """
     line = _hash_line(path, hashlib.sha256(content).hexdigest())
     old = ''
@@ -42,15 +43,15 @@ def write_checkpoint(path: str | os.PathLike, content: bytes) -> None:
 
 
 def remove_checkpoint(path: str | os.PathLike) -> None:
-    """Remove a checkpoint and its hash, if they are there."""
+    """Remove a checkpoint and its hash, if they exist."""
     Path(path).unlink(missing_ok=True)
     Path(_hash_file(path)).unlink(missing_ok=True)
 
 
 def why_invalid(path: str | os.PathLike) -> str | None:
-    """Say why a checkpoint can't be resumed from: None if it can.
+    """Describe why a checkpoint cannot be resumed from; None if it can.
 
-    With a hash file beside it, its content has to have that hash; the checksums inside have to hold either way.
+    If there is a hash file beside it, the content must match it; the checksums inside must match in any case.
 
     Args:
         path: local file.
@@ -59,7 +60,7 @@ def why_invalid(path: str | os.PathLike) -> str | None:
         require_file(path)
         hashes = [line.split(' ')[0] for line in _read_hash_file(path).splitlines()]
         if hashes and sha256_of(path) not in hashes:
-            return 'does not have the content that its .sha256 says: it is damaged'
+            return 'does not match its .sha256: it is damaged'
         load_checkpoint(path)
     except (ValueError, OSError) as error:
         return one_line(error).removeprefix(f'checkpoint {os.fspath(path)!r} ')
@@ -72,16 +73,16 @@ def find_checkpoint(
     """Find the newest valid checkpoint of a training.
 
     Args:
-        folders: the work dir first, then other folders that checkpoints may be in.
-        template: `filename_tmpl` of the hook, if it is not one of the usual NAME_{}.pth.
-        since_s: older ones are left out: seconds since 1970, as the file system has them.
+        folders: the work dir first, then other folders that may hold checkpoints.
+        template: `filename_tmpl` of the hook, if it is not of the usual form NAME_{}.pth.
+        since_s: ignore checkpoints older than this file modification time, in seconds since 1970.
 
     Returns:
-        its path, or None; and a line for each newer one that is skipped, with the reason.
+        the path, or None; and one line for each newer checkpoint that was skipped, with the reason.
     """
     pointer = Path(folders[0]) / POINTER
     said = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
-    if '://' in said:  # not a local one: nothing to check
+    if '://' in said:  # not local: cannot be checked here
         return said, []
     skipped = []
     for path in _newest_first([*folders, os.path.dirname(said)] if said else folders, template):
@@ -95,7 +96,7 @@ def find_checkpoint(
 
 
 def clean_leftovers(folder: str) -> list[str]:
-    """Remove what an interrupted write left in a folder: temporary files, and hashes without a checkpoint."""
+    """Remove the leftovers of interrupted writes in a folder: temporary files, and hashes without a checkpoint."""
     found = []
     for path in Path(folder).iterdir() if os.path.isdir(folder) else []:
         orphan = path.name.endswith('.pth.sha256') and not path.with_suffix('').exists()
@@ -106,10 +107,10 @@ def clean_leftovers(folder: str) -> list[str]:
 
 
 def probe(folder: str, size_bytes: int) -> None:
-    """Check that a folder takes a file of this size, by reserving the space for a moment.
+    """Check that a file of this size can be written to a folder, by reserving the space briefly.
 
     Raises:
-        OSError: it does not.
+        OSError: the file cannot be written.
     """
     os.makedirs(folder, exist_ok=True)
     path = Path(folder, '.probe.pth.tmp')
@@ -125,7 +126,7 @@ def probe(folder: str, size_bytes: int) -> None:
 
 
 class CheckpointBackend(LocalBackend):
-    """MMEngine's way to local files, with checkpoints written whole or not at all."""
+    """MMEngine's backend for local files, with atomic writes of checkpoints."""
 
     def put(self, obj: bytes | memoryview, filepath: str | os.PathLike) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(filepath)), exist_ok=True)

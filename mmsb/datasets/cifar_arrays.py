@@ -1,4 +1,4 @@
-"""CIFAR-100 out of train.npz and test.npz, for MMPretrain: `type='mmsb.CIFAR100Arrays'` in the place of `CIFAR100`."""
+"""CIFAR-100 from train.npz and test.npz for MMPretrain: `type='mmsb.CIFAR100Arrays'` instead of `CIFAR100`."""
 
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import CIFAR100_CATEGORIES
@@ -10,18 +10,18 @@ from mmsb.registry import DATASETS
 
 @DATASETS.register_module()
 class CIFAR100Arrays(BaseDataset):
-    """CIFAR-100 as mmsb.datasets.cifar writes it. MMPretrain's own wants the official files, byte for byte.
+    """CIFAR-100 as written by mmsb.datasets.cifar. MMPretrain's own dataset accepts only the exact official files.
 
     Args:
-        data_root: folder of train.npz and test.npz.
+        data_root: folder with train.npz and test.npz.
         split: 'train' or 'test'.
         pipeline: transforms.
-        first_classes: keep only so many classes, the first ones, for a short run; None: all.
+        first_classes: keep only the first classes, this many, for a short run; None keeps all.
         test_mode: see MMPretrain's BaseDataset.
         indices: see MMPretrain's BaseDataset.
 
     Raises:
-        FileNotFoundError, ValueError: as mmsb.datasets.cifar.load.
+        FileNotFoundError, ValueError: as in mmsb.datasets.cifar.load.
     """
 
     METAINFO = {'classes': CIFAR100_CATEGORIES}

@@ -1,10 +1,10 @@
-"""The embedded demo data: 1,797 real handwritten digits, composed into standard formats. No download.
+"""The embedded demo data: 1,797 real handwritten digits in standard formats, without a download.
 
 * `digits`: single digits, 32 x 32 px, in class folders (classification).
-* `digits-cue`: scenes of 64 x 64 px as images and masks (segmentation). A coloured patch in one corner decides the
-  class of the digits in the opposite corner, farther away than a small ResNet sees.
-* `digits-scenes`: scenes of 128 x 128 px with digits of several sizes, lines, and distractors made of the quarters of
-  digits, in COCO's format (detection, instance masks) and with masks in ADE20K's (segmentation).
+* `digits-cue`: scenes of 64 x 64 px as images and masks (segmentation). A coloured patch in one corner determines the
+  class of the digits in the opposite corner, outside the receptive field of a small ResNet.
+* `digits-scenes`: scenes of 128 x 128 px with digits of several sizes, lines, and distractors made from quarters of
+  digits, annotated in COCO format (detection, instance masks) and with ADE20K-style masks (segmentation).
 
 Source of the digits: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, as in scikit-learn.
 
@@ -30,15 +30,15 @@ DIGIT_PX = 16
 DIGIT_REGION_PX = 32  # side of the square, in the corner opposite the patch, that holds the digits
 COUNTS = {'train': 2000, 'val': 400}
 
-WIDE_PX = 128  # side of a scene for detection
+WIDE_PX = 128  # side of a detection scene
 WIDE_COUNTS = {'train': 800, 'val': 200}
 WIDE_DIGIT_PX = (24, 40)  # smallest and largest side of a digit
-GAP_PX = 2  # between things
-UNLABELLED, DIGIT, DISTRACTOR, BACKGROUND = range(4)  # of masks; 0 is nothing to learn, as in ADE20K's
+GAP_PX = 2  # between objects
+UNLABELLED, DIGIT, DISTRACTOR, BACKGROUND = range(4)  # mask labels; 0 is ignored, as in ADE20K
 
 
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Load the digits of a split: images (n, 8, 8) of 0 to 255, and their labels (n,). Every fifth is for 'val'."""
+    """Load the digits of a split: images (n, 8, 8) of 0 to 255, and labels (n,). One in five is for 'val'."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     chosen = order[::5] if split == 'val' else np.delete(order, np.s_[::5])
@@ -51,14 +51,14 @@ def enlarge(digit: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def cue_scene(rng: np.random.Generator, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compose one scene of the long-range cue.
+    """Compose one scene with the long-range cue.
 
     Args:
-        rng: source of randomness.
-        digits: to draw from, (n, 8, 8).
+        rng: random generator.
+        digits: digits to draw from, (n, 8, 8).
 
     Returns:
-        image (64, 64, 3) and mask (64, 64): digit pixels have the index of the patch's colour, all others 255.
+        image (64, 64, 3) and mask (64, 64): digit pixels hold the index of the patch's colour, all others 255.
     """
     cue = int(rng.integers(len(CUE_COLOURS)))
     image = rng.integers(40, 80, (SCENE_PX, SCENE_PX, 3))
@@ -83,13 +83,13 @@ def wide_scene(
     """Compose one scene for detection and segmentation: up to eight digits, lines, up to three distractors.
 
     Args:
-        rng: source of randomness.
-        digits: to draw from, (n, 8, 8).
-        labels: of the digits, (n,).
+        rng: random generator.
+        digits: digits to draw from, (n, 8, 8).
+        labels: labels of the digits, (n,).
 
     Returns:
-        image (128, 128, 3); mask (128, 128): 1 for the ink of digits, 2 for that of distractors, 3 for the background,
-        0 for faint edges; a mask (128, 128) of each digit's ink; and their labels.
+        image (128, 128, 3); mask (128, 128): 1 for the ink of digits, 2 for the ink of distractors, 3 for the
+        background, 0 for faint edges; a mask (128, 128) for the ink of each digit; and the labels of the digits.
     """
     canvas = Image.fromarray(rng.integers(20, 70, (WIDE_PX, WIDE_PX, 3)).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
@@ -123,13 +123,13 @@ def wide_scene(
 
 
 def _shuffle_quarters(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
-    """Swap the quarters of a digit: ink like a digit's, and none."""
+    """Swap the quarters of a digit: the ink looks like a digit's, but is not one."""
     left, right = (digit[::-1, :4], digit[:, 4:]) if rng.integers(2) else (digit[:, :4], digit[::-1, 4:])
     return np.roll(np.hstack([right, left]), 4, axis=0)
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """Encode a mask as COCO does: lengths of runs of 0, 1, 0, ... down the columns."""
+    """Encode a mask in COCO's run-length format: lengths of runs of 0, 1, 0, ... in column-major order."""
     flat = mask.flatten(order='F').astype(int)
     edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
     return np.diff([0, *edges, len(flat)]).tolist()
@@ -145,7 +145,7 @@ def write_digits(folder: Path) -> None:
 
 
 def write_cue(folder: Path) -> None:
-    """Write the scenes of the long-range cue as `folder/{images,masks}/{train,val}/<number>.png`."""
+    """Write the scenes with the long-range cue as `folder/{images,masks}/{train,val}/<number>.png`."""
     for seed, (split, count) in enumerate(COUNTS.items()):
         rng = np.random.default_rng(seed)
         digits, _ = load(split)
@@ -198,10 +198,10 @@ WRITERS = {'digits': write_digits, 'digits-cue': write_cue, 'digits-scenes': wri
 
 
 def write(folder: str | Path) -> list[Path]:
-    """Write what is missing of the demo data; a set is there wholly or not at all.
+    """Write the missing sets of the demo data, each of them atomically.
 
     Returns:
-        the folders of the sets.
+        the folders of all sets.
     """
     folders = []
     for name, writer in WRITERS.items():
@@ -219,7 +219,7 @@ def write(folder: str | Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Write the demo data: handwritten digits in standard formats.')
-    parser.add_argument('folder', nargs='?', default='data/demo', help='where to (default: %(default)s)')
+    parser.add_argument('folder', nargs='?', default='data/demo', help='target folder (default: %(default)s)')
     try:
         for target in write(parser.parse_args().folder):
             print(f'{target}: {sum(1 for _ in target.rglob("*.png"))} images')

@@ -1,6 +1,7 @@
-"""Loading of images that may be damaged: an error that names the file, or another sample instead.
+"""Load images that may be damaged: raise an error that names the file, or use another sample instead.
 
-mmcv's LoadImageFromFile names no file where a decoder fails, and takes what is missing of a truncated image for grey.
+mmcv's LoadImageFromFile does not name the file when a decoder fails, and fills the missing part of a truncated image
+with grey.
 """
 
 import io
@@ -21,27 +22,27 @@ from mmsb.datasets.check.samples import damage
 from mmsb.options import choose, known_options, one_line, positive_integer
 from mmsb.registry import TRANSFORMS
 
-MAX_PIXELS = 178_956_970  # from here on Pillow speaks of a decompression bomb: half a gigabyte
+MAX_PIXELS = 178_956_970  # Pillow's limit for a decompression bomb: half a gigabyte
 _SLOTS = 2**16
-_TAIL_BYTES = 64  # some cameras add to the end of a file
+_TAIL_BYTES = 64  # some cameras append data to a file
 _ENDS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82', 'GIF': b';'}
 
 
 class BadImageError(ValueError):
-    """An image that cannot be loaded; says which and why, in one line."""
+    """An image cannot be loaded; the message, one line, names the file and the reason."""
 
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """Load an image as 8-bit BGR whatever its file holds: CMYK, 16 bits, a palette, transparency (which is dropped).
 
-    Of an animation the first frame is taken. A truncated file, one of floating-point numbers (their range is unknown),
-    an empty one and one of too many pixels are errors. A sound file costs a look at its header and its end more than
-    mmcv's; damage inside a file that the decoder puts up with is found by `tools/check_data.py` alone.
+    It loads the first frame of an animation. These are errors: a truncated file, an empty file, floating-point pixels
+    (their range is unknown), and too many pixels. For an intact file, the only extra cost over mmcv's transform is a
+    look at the header and the end. Only `tools/check_data.py` finds damage inside a file that the decoder tolerates.
 
-    With `on_error='skip'` the dataset takes a random other sample (`BaseDataset.max_refetch` of mmengine, in all three
-    libraries) and each file is logged once; the share of the classes shifts by what is skipped. In a test every sample
-    counts: there MMEngine refuses to skip.
+    With `on_error='skip'`, the dataset uses another random sample (`BaseDataset.max_refetch` of mmengine, in all three
+    libraries), and each skipped file is logged once. Skipping changes the class frequencies. MMEngine does not allow
+    skipping in a test, where every sample counts.
 
     Adds to the sample: img [H, W, 3], img_shape and ori_shape (height, width in px).
 
@@ -51,7 +52,7 @@ class LoadImage(LoadImageFromFile):
         to_float32, color_type, imdecode_backend, backend_args: see mmcv's LoadImageFromFile.
 
     Raises:
-        ValueError: for an image that cannot be loaded; one line that names the file.
+        ValueError: if an image cannot be loaded; one line that names the file.
     """
 
     @known_options
@@ -68,12 +69,12 @@ class LoadImage(LoadImageFromFile):
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.on_error = choose('on_error', on_error, ('raise', 'skip'))
         self.max_pixels = positive_integer('max_pixels', max_pixels)
-        # Which files were skipped, by a hash of their paths: seen by all workers of this process, in all epochs.
+        # Hashes of the paths of skipped files, shared by all workers of this process in all epochs.
         self._skipped = torch.zeros(_SLOTS, dtype=torch.uint8).share_memory_()
 
     @property
     def skipped_files(self) -> int:
-        """Number of files that were skipped up to now by this process and its workers."""
+        """Number of files skipped so far by this process and its workers."""
         return int(self._skipped.sum())
 
     def transform(self, results: dict) -> dict | None:
@@ -86,7 +87,7 @@ class LoadImage(LoadImageFromFile):
             slot = zlib.crc32(str(path).encode()) % _SLOTS
             if not self._skipped[slot]:
                 self._skipped[slot] = 1
-                text = f'{error}; skipped ({self.skipped_files:,} files up to now)'
+                text = f'{error}; skipped ({self.skipped_files:,} files so far)'
                 print_log(text, logger='current', level=logging.WARNING)
             return None
         results['img'] = image.astype(np.float32) if self.to_float32 else image
@@ -96,19 +97,19 @@ class LoadImage(LoadImageFromFile):
     def _load(self, path: str) -> np.ndarray:
         try:
             content = fileio.get(path, backend_args=self.backend_args)
-        except Exception as error:  # of any storage
+        except Exception as error:  # from any storage backend
             raise BadImageError(f'image {path!r} cannot be read: {one_line(error)}') from error
         flaw = _flaw(content, self.max_pixels)
         if flaw:
             raise BadImageError(f'image {path!r} {flaw}')
         try:
             image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
-            if image is None:  # OpenCV < 4.12 knows no GIF
+            if image is None:  # OpenCV < 4.12 does not read GIF
                 image = mmcv.imfrombytes(content, flag=self.color_type, backend='pillow')
-        except Exception as error:  # decoders raise what they like
-            raise BadImageError(f'image {path!r} does not decode: {one_line(error)}') from error
+        except Exception as error:  # decoders raise exceptions of any type
+            raise BadImageError(f'image {path!r} cannot be decoded: {one_line(error)}') from error
         if image.dtype != np.uint8 and self.color_type != 'unchanged':
-            raise BadImageError(f'image {path!r} has pixels of {image.dtype}, needs 8-bit ones')
+            raise BadImageError(f'image {path!r} must have 8-bit pixels, got {image.dtype}')
         return image
 
     def __repr__(self) -> str:
@@ -116,19 +117,19 @@ class LoadImage(LoadImageFromFile):
 
 
 def _flaw(content: bytes, max_pixels: int) -> str | None:
-    """Say why an image file should not be decoded; None for a sound one."""
+    """Describe why an image file should not be decoded; None for an intact file."""
     if not content:
         return 'is empty (0 bytes)'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with Image.open(io.BytesIO(content)) as image:  # reads the header alone
+            with Image.open(io.BytesIO(content)) as image:  # reads only the header
                 kind, mode, (width, height) = image.format, image.mode, image.size
     except Image.DecompressionBombError as error:
         return f'has too many pixels: {one_line(error)}'
     except UnidentifiedImageError:
-        return f'is no image: it begins with {content[:8]!r}'
-    except Exception as error:  # of a header that lies
+        return f'is not an image: it starts with {content[:8]!r}'
+    except Exception as error:  # an inconsistent header
         return f'is damaged: {one_line(error)}'
     if width * height > max_pixels:
         return f'has {width} x {height} px, more than max_pixels={max_pixels:,}'
@@ -136,12 +137,12 @@ def _flaw(content: bytes, max_pixels: int) -> str | None:
         return 'has floating-point pixels: save it with 8 or 16 bits'
     if _ends_well(kind, content):
         return None
-    found = damage(content)  # decodes it as a whole
+    found = damage(content)  # decodes the whole file
     return found[0] if found and found[1] else None
 
 
 def _ends_well(kind: str, content: bytes) -> bool:
-    """Tell at little cost that a file was not cut off; False is no proof."""
+    """Check cheaply that a file is not truncated; False does not prove that it is."""
     if kind in _ENDS:
         return _ENDS[kind] in content[-_TAIL_BYTES:]
     if kind == 'WEBP':

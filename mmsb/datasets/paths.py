@@ -1,4 +1,4 @@
-"""The folders and annotation files that a config names: what is missing is found before a run, not in its middle."""
+"""Find missing folders and annotation files of a config before a run, not in the middle of it."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from mmengine.config import Config
 
 DATA_HELP = {
     'data/coco': 'put COCO 2017 there: annotations/, train2017/, val2017/',
-    'data/demo': 'make it with `python -m mmsb.datasets.digits`',
+    'data/demo': 'create it with `python -m mmsb.datasets.digits`',
     'data/ade': 'put ADEChallengeData2016 there: images/, annotations/',
-    'data/cifar100': 'put cifar-100-python there; in an empty folder it is downloaded',
+    'data/cifar100': 'put cifar-100-python there; an empty folder makes the run download it',
 }
 
 
 def leaf_datasets(dataset: dict, key: str) -> Iterator[tuple[str, dict]]:
-    """Yield a dataset's config, or instead those that it wraps, each with its key in the whole config."""
+    """Yield the config of a dataset, or of the datasets that it wraps, each with its key in the full config."""
     inner = {f'{key}.datasets.{i}': child for i, child in enumerate(dataset.get('datasets') or [])}
     if dataset.get('dataset'):
         inner[f'{key}.dataset'] = dataset['dataset']
@@ -38,7 +38,7 @@ def evaluators(cfg: Config, loader: str) -> Iterator[tuple[str, dict]]:
 
 
 def annotation_file(dataset: dict) -> str | None:
-    """Find the local annotation file of a dataset's or a metric's config, as the libraries do: below its data_root."""
+    """Find the local annotation file of a dataset or metric config below its data_root, as the libraries do."""
     name, root = dataset.get('ann_file'), dataset.get('data_root') or ''
     if not name or not isinstance(name, str) or not _is_local(dataset, root, name):
         return None
@@ -48,7 +48,7 @@ def annotation_file(dataset: dict) -> str | None:
 
 
 def image_folders(dataset: dict) -> dict[str, str]:
-    """List the local folders of a dataset's config by the names of its `data_prefix`."""
+    """Map the names in the `data_prefix` of a dataset config to local folders."""
     prefix, root = dataset.get('data_prefix') or {}, dataset.get('data_root') or ''
     prefixes = dict(img_path=prefix) if isinstance(prefix, str) else prefix
     return {
@@ -64,7 +64,7 @@ def _is_local(dataset: dict, *paths: str) -> bool:
 
 
 def missing_folder(dataset: dict, key: str) -> tuple[str, str] | None:
-    """Return the root of a dataset's config if it is missing, and what to do about it."""
+    """Return the root of a dataset config and the remedy if the root is missing, else None."""
     prefix = dataset.get('data_prefix')
     roots = dict(data_root=dataset.get('data_root'), data_prefix=prefix if isinstance(prefix, str) else None)
     for name, folder in roots.items():
@@ -72,27 +72,27 @@ def missing_folder(dataset: dict, key: str) -> tuple[str, str] | None:
             if os.path.exists(folder):
                 return None
             help_text = next((text for root, text in DATA_HELP.items() if Path(folder).is_relative_to(root)), None)
-            return folder, help_text or f'put the dataset there, or say --cfg-options {key}.{name}=FOLDER'
+            return folder, help_text or f'put the dataset there, or pass --cfg-options {key}.{name}=FOLDER'
     return None
 
 
 def missing_annotations(dataset: dict, key: str) -> tuple[str, str] | None:
-    """Return the annotation file of a dataset's or a metric's config if it is missing, and what to do about it."""
+    """Return the annotation file of a dataset or metric config and the remedy if the file is missing, else None."""
     path = annotation_file(dataset)
     if path is None or Path(path).exists():
         return None
-    return path, f'put it there, or say --cfg-options {key}.ann_file=FILE'
+    return path, f'put it there, or pass --cfg-options {key}.ann_file=FILE'
 
 
 def check_paths(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the data of a config are there.
+    """Check that the data of a config exist.
 
     Args:
-        cfg: the settled config.
+        cfg: the final config.
         loaders: the dataloaders that the run uses.
 
     Raises:
-        FileNotFoundError: the folder or the annotation file of a dataset, or that of a metric, is missing.
+        FileNotFoundError: a folder or annotation file of a dataset, or the annotation file of a metric, is missing.
     """
     for loader in loaders:
         leaves = list(leaf_datasets((cfg.get(loader) or {}).get('dataset') or {}, f'{loader}.dataset'))

@@ -173,7 +173,7 @@ def test_bias_of_a_plain_network_is_none():
 
 def test_backbone_of_a_detector():
     cfg = zoo.load('coco/faster-rcnn_sb-r50_fpn_1x_coco.py')
-    with pytest.raises(ValueError, match='say the size of its images'):
+    with pytest.raises(ValueError, match='pass the size of its images'):
         zoo.measure(cfg)
     counts = zoo.measure(cfg, (3, 224, 224))
     classifier = zoo.measure_stages(zoo.load('imagenet/sb-resnet50_b256-100e_in1k.py'))

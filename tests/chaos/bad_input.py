@@ -1,9 +1,8 @@
-"""Bad input by the thousand: what the readers of images, annotations and checkpoints do with it.
+"""Feed thousands of bad inputs to the readers of images, annotations and checkpoints, and count the outcomes.
 
 PYTHONPATH=tests python -m chaos.bad_input --count 1000 --seed 0
 
-Each file is read in a process beside this one: where it ends or does not come back is counted, and the next file goes
-to a new one.
+A child process reads the files. A crash or hang of the child is counted, and a new child reads the next file.
 """
 
 import argparse
@@ -38,23 +37,23 @@ from .mutations import IMAGE_KINDS, annotation_lines, coco_text, image, mask
 
 FINE, NAMED, UNCLEAR, CRASHED, HUNG = 'fine', 'named', 'unclear', 'crashed', 'hung'
 RAN = 'ran'
-MEMORY_BYTES = 3 * 2**30  # beside what the process has when it begins
+MEMORY_BYTES = 3 * 2**30  # on top of what the process uses at its start
 SIZE_PX = (40, 30)  # width, height
 _LOAD = dict(type='LoadImageFromFile')
 
 
 def campaign(count: int = 1000, seed: int = 0, *, limit_s: float = 10) -> list[dict]:
-    """Read malformed images, annotations and masks by the loading transform and by the check of the data.
+    """Read malformed images, annotations and masks with the loading transform and the data check.
 
     Args:
-        count: of malformed images; beside them a tenth as many annotation files and masks of each kind whose library is
-            installed.
-        seed: of the mutations.
-        limit_s: time for each file.
+        count: number of malformed images; annotation files and masks, a tenth as many of each kind, are added if their
+            library is installed.
+        seed: seed of the mutations.
+        limit_s: time limit per file.
 
     Returns:
-        a row for each kind and reader: `what`, `tried`, `survived` (fine or named), and how often it was `fine` (no
-        error), `named` (one line that names the file), `unclear` (another failure), `crashed`, `hung`.
+        a row for each kind and reader: `what`, `tried`, `survived` (fine or named), and the number of each outcome:
+        `fine` (no error), `named` (one line that names the file), `unclear` (another failure), `crashed`, `hung`.
     """
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +82,7 @@ def campaign(count: int = 1000, seed: int = 0, *, limit_s: float = 10) -> list[d
 
 
 def images(count: int, seed: int) -> list[tuple[str, bytes]]:
-    """Return the images of a campaign: the kind of each, and its content."""
+    """Return the kind and the content of each image of a campaign."""
     return _images(count, np.random.default_rng(seed))
 
 
@@ -91,12 +90,12 @@ def malicious_campaign(*, limit_s: float = 20, read: Callable[[Path], object] = 
     """Read every malicious checkpoint.
 
     Args:
-        limit_s: time for each file.
+        limit_s: time limit per file.
         read: the reader.
 
     Returns:
-        a row for each: `what`, `right` (a set) and `outcome`: 'refused' (one line that names the file), 'data' (read,
-        and nothing ran), 'ran', 'unclear' (another failure), 'crashed', 'hung'; `seconds`.
+        a row for each: `what`, `right` (a set of outcomes), `outcome`: 'refused' (one line that names the file), 'data'
+        (loaded, and nothing ran), 'ran', 'unclear' (another failure), 'crashed' or 'hung'; `seconds`.
     """
     with tempfile.TemporaryDirectory() as folder:
         canary = Path(folder, 'canary')
@@ -116,7 +115,7 @@ def malicious_campaign(*, limit_s: float = 20, read: Callable[[Path], object] = 
 
 
 def isolated(task: Callable, items: list, limit_s: float) -> Iterator[str]:
-    """Yield what `task` returns for each item, or 'crashed' or 'hung': it runs in another process."""
+    """Run `task` on each item in another process; yield its result, 'crashed' or 'hung'."""
     context = multiprocessing.get_context('fork')
     done = 0
     while done < len(items):
@@ -140,11 +139,11 @@ def isolated(task: Callable, items: list, limit_s: float) -> Iterator[str]:
 
 def _work(task: Callable, items: list, results) -> None:
     cv2.setNumThreads(0)
-    if sys.platform == 'linux':  # macOS limits no address space
+    if sys.platform == 'linux':  # macOS cannot limit the address space
         used = int(Path('/proc/self/statm').read_text().split()[0]) * os.sysconf('SC_PAGE_SIZE')
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, hard))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders say
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide the output of decoders
     warnings.simplefilter('ignore')
     for item in items:
         results.send(task(item))
@@ -175,7 +174,7 @@ def _load(root: Path, kind: str, content: bytes) -> str:
     path.write_bytes(content)
     try:
         pixels = LoadImage()(dict(img_path=str(path)))['img']
-    except Exception as error:  # whatever it is, it is counted
+    except Exception as error:  # any exception is counted
         return _named(error, path)
     return FINE if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 else UNCLEAR
 
@@ -185,7 +184,7 @@ def _check_image(root: Path, kind: str, content: bytes) -> str:
     path.write_bytes(content)
     try:
         found = SampleCheck([_LOAD], labels=None)(dict(img_path=str(path)))
-    except Exception:  # whatever it is, it is counted
+    except Exception:  # any exception is counted
         return UNCLEAR
     errors = [one for one in found if one.level == 'error']
     return NAMED if errors and all(one.file == str(path) for one in errors) else UNCLEAR if errors else FINE
@@ -196,7 +195,7 @@ def _check(cfg: dict, file: Path, content: bytes) -> str:
     MMLogger.get_current_instance().setLevel('ERROR')
     try:
         found = [one for report in check_data(Config(cfg)) for one in report.findings]
-    except Exception:  # whatever it is, it is counted
+    except Exception:  # any exception is counted
         return UNCLEAR
     errors = [one for one in found if one.level == 'error']
     root = cfg['train_dataloader']['dataset']['data_root']
@@ -205,14 +204,14 @@ def _check(cfg: dict, file: Path, content: bytes) -> str:
 
 
 def _load_checkpoint(folder: Path, canary: Path, read: Callable, name: str, content: bytes) -> str:
-    shutil.rmtree(canary, ignore_errors=True)  # the code of the one before may have made it a folder
+    shutil.rmtree(canary, ignore_errors=True)  # code in the previous file may have made it a folder
     canary.unlink(missing_ok=True)
     path = folder / name
     path.write_bytes(content)
     try:
         read(path)
         outcome = 'data'
-    except Exception as error:  # whatever it is, it is counted
+    except Exception as error:  # any exception is counted
         outcome = REFUSED if _named(error, path) == NAMED else UNCLEAR
     return RAN if canary.exists() else outcome
 
@@ -251,7 +250,7 @@ def _scenes(root: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Read bad input by the thousand, and count what becomes of it.')
+    parser = argparse.ArgumentParser(description='Read thousands of bad inputs, and count the outcomes.')
     parser.add_argument('--count', type=int, default=1000, help='malformed images (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
@@ -262,7 +261,7 @@ def main() -> None:
     rows = malicious_campaign()
     wrong = [f'{row["outcome"]}: {row["what"]}' for row in rows if row['outcome'] not in row['right']]
     print(json.dumps(dict(what='malicious checkpoints', tried=len(rows), **Counter(row['outcome'] for row in rows))))
-    print('\n'.join(wrong) or 'every one as it should be')
+    print('\n'.join(wrong) or 'all outcomes are as expected')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
-"""Interrupt and damage trainings in every way that we could think of, and count what survives.
+"""Interrupt and damage trainings in many ways, and count how many survive.
 
 PYTHONPATH=tests python -m chaos.campaign [--quick] [--only NAME] [--json FILE]
 
-Prints a Markdown table: of each kind of fault how many cases there were and in how many a training went on as it must,
-beside the same with stock mmengine's hooks (`tools/train.py --stock-hooks`). Exit code 1 if one of ours did not.
+Prints a Markdown table: for each kind of fault, the number of cases and in how many of them the training behaved as
+required, with mmsb and with the stock mmengine hooks (`tools/train.py --stock-hooks`). The exit code is 1 if a case
+with mmsb failed.
 """
 
 import argparse
@@ -31,7 +32,7 @@ KEEP_ONE = ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
 
 
 def kills(folder: Path, *, quick: bool) -> Row:
-    """SIGKILL at random moments: of the start, of an iteration, of a save, of a validation."""
+    """SIGKILL at random moments: during start-up, an iteration, a save or a validation."""
     row = Row('SIGKILL at a random moment', 'resumes, loses at most one interval, ends with the same bits')
     config = write_config(folder / 'kills.py', interval=INTERVAL)
     begun = time.monotonic()
@@ -53,7 +54,7 @@ def _flags(quick: bool) -> list[tuple[str, ...]]:
 
 
 def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]:
-    """Train once, killed now and then: for each kill what was wrong after it, or ''."""
+    """Train once with random kills; return, for each kill, what went wrong after it, or ''."""
     work_dir, progress = folder / 'killed', folder / 'progress'
     shutil.rmtree(work_dir, ignore_errors=True)
     faults, done = [], 0
@@ -68,7 +69,7 @@ def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]
         victim.kill()
         code = victim.wait()
         said = progress.read_text().split() if progress.exists() else []
-        if said:  # else it was killed before it trained
+        if said:  # otherwise it was killed before it started training
             began, now = map(int, said)
             if faults and done - began > INTERVAL:
                 faults[-1] = 'lost more than an interval'
@@ -83,7 +84,7 @@ def _killed_training(folder, config, flags, chance, seconds, whole) -> list[str]
 
 
 def _operations(folder: Path, config: Path, flags: tuple) -> int:
-    """Count the operations on the disk of one save."""
+    """Count the disk operations of one save."""
     path = folder / 'count'
     shutil.rmtree(folder / 'counted', ignore_errors=True)
     work_dir = ('--work-dir', 'counted')
@@ -92,7 +93,7 @@ def _operations(folder: Path, config: Path, flags: tuple) -> int:
 
 
 def _resumed(folder: Path, config: Path, work_dir: Path, flags: tuple, whole: dict) -> str:
-    """Resume a training and compare: what is wrong, or ''."""
+    """Resume a training and compare its weights; return what is wrong, or ''."""
     there = list(work_dir.glob('iter_*.pth'))
     victim = train(folder, config, '--work-dir', work_dir, '--resume', *flags, *KEEP_ONE)
     if victim.code:
@@ -109,7 +110,7 @@ def _compared(work_dir: Path, whole: dict) -> str:
 
 
 def kills_in_saves(folder: Path, *, quick: bool) -> Row:
-    """SIGKILL at each operation of a save on the disk; one checkpoint is kept."""
+    """SIGKILL at each disk operation of a save; one checkpoint is kept."""
     row = Row('SIGKILL at each write, fsync and rename of a save', 'resumes, ends with the same bits')
     config = write_config(folder / 'saves.py', interval=INTERVAL)
     train(folder, config, '--work-dir', 'whole')
@@ -127,7 +128,7 @@ def kills_in_saves(folder: Path, *, quick: bool) -> Row:
 
 
 def errors_in_saves(folder: Path, *, quick: bool) -> Row:
-    """An error from each operation of a save on, for good; one checkpoint is kept."""
+    """A permanent error starting at each disk operation of a save; one checkpoint is kept."""
     row = Row(
         f'{", ".join(ERRORS)} from each write, fsync and rename on',
         'a checkpoint stays, the error is said, the exit code is not 0; a resume ends with the same bits',
@@ -152,7 +153,7 @@ def errors_in_saves(folder: Path, *, quick: bool) -> Row:
 
 
 def ranks(folder: Path, *, quick: bool) -> Row:
-    """One of two processes killed or stopped, in a step or in a save."""
+    """One of two processes is killed or stopped, in a step or in a save."""
     row = Row('one of two processes killed or stopped', 'both are started again in time, end with the same bits')
     for flags in _flags(quick):
         for good, why in faults_of_ranks(folder, 1 if quick else 20, flags):
@@ -165,10 +166,10 @@ CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, d
 
 def main() -> None:
     names = [campaign.__name__ for campaign in CAMPAIGNS]
-    parser = argparse.ArgumentParser(description='Interrupt and damage trainings, and count what survives.')
-    parser.add_argument('--quick', action='store_true', help='a few cases of each kind, and nothing with stock hooks')
-    parser.add_argument('--only', nargs='+', choices=names, default=names, help='these kinds alone')
-    parser.add_argument('--json', metavar='FILE', help='write the counts there, too')
+    parser = argparse.ArgumentParser(description='Interrupt and damage trainings, and count how many survive.')
+    parser.add_argument('--quick', action='store_true', help='a few cases of each kind, none with stock hooks')
+    parser.add_argument('--only', nargs='+', choices=names, default=names, help='only these kinds')
+    parser.add_argument('--json', metavar='FILE', help='also write the counts to FILE')
     args = parser.parse_args()
     check_folders(parser, args, 'json')
     rows = []

@@ -1,4 +1,4 @@
-"""Files that are damaged, malicious or malformed: the part of `campaign.py` that interrupts nothing."""
+"""Damaged, malicious and malformed files: the part of `campaign.py` that does not interrupt trainings."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from mmsb.datasets.loading import LoadImage
 
 
 def damage(folder: Path, *, quick: bool) -> Row:
-    """The newest checkpoint truncated, or with one bit flipped."""
+    """Truncate the newest checkpoint, or flip one of its bits."""
     row = Row('a checkpoint truncated at each 1/16, or with one bit flipped', 'noticed, the one before is taken')
     config = write_config(folder / 'damage.py', steps=1)
     train(folder, config, '--work-dir', 'sound')
@@ -42,14 +42,14 @@ def damage(folder: Path, *, quick: bool) -> Row:
             with contextlib.redirect_stdout(io.StringIO()):
                 _load_checkpoint(str(newest))
             row.add(False, 'loaded as if sound', stock=True)
-        except Exception:  # anything can come from damaged data
+        except Exception:  # damaged data can raise any exception
             row.add(False, 'cannot be resumed', stock=True)
     newest.write_bytes(content)
     return row
 
 
 def malicious(folder: Path, *, quick: bool) -> Row:
-    """Checkpoints that want to run code, to corrupt or exhaust memory; text that mmengine runs as a config."""
+    """Checkpoints that try to run code or to corrupt or exhaust memory; text that mmengine runs as a config."""
     row = Row('malicious checkpoints', 'nothing runs; refused in one line that names the file, or harmless data')
     for one in bad_input.malicious_campaign():
         row.add(one['outcome'] in one['right'], f'{one["outcome"]}: {one["what"]}', stock=False)
@@ -64,13 +64,13 @@ def _resume_as_mmengine(path: Path):
     with contextlib.redirect_stdout(io.StringIO()):
         checkpoint = _load_checkpoint(str(path))
         if isinstance(checkpoint, dict) and 'config' in checkpoint.get('meta', {}):
-            Config.fromstring(checkpoint['meta']['config'], file_format='.py')  # as Runner.resume
-    time.sleep(0.05)  # of a process that it has started
+            Config.fromstring(checkpoint['meta']['config'], file_format='.py')  # as in Runner.resume
+    time.sleep(0.05)  # let a process that it started act
     return checkpoint
 
 
 def malformed(folder: Path, *, quick: bool) -> Row:
-    """Images from a fuzzer, through the loading transform and the check; annotation files and masks, the check."""
+    """Fuzzed images through the loading transform and the data check; annotation files and masks through the check."""
     row = Row('malformed images and annotations', 'no crash, no hang; sound pixels, or an error that names the file')
     count, seed = 60 if quick else 1000, 0
     for kind in bad_input.campaign(count, seed):
@@ -97,6 +97,6 @@ def _loaded(transform, stem: Path, kind: str, content: bytes) -> str:
     path.write_bytes(content)
     try:
         pixels = transform(dict(img_path=str(path)))['img']
-    except Exception as error:  # whatever it is, it is counted
+    except Exception as error:  # any exception is counted
         return bad_input.NAMED if str(path) in str(error) else bad_input.UNCLEAR
     return bad_input.FINE if isinstance(pixels, np.ndarray) else bad_input.UNCLEAR

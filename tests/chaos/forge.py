@@ -1,6 +1,6 @@
-"""Forged files of torch.save: archives and pickles that torch and pickle themselves would not write.
+"""Forge files of torch.save: archives and pickles that torch and pickle would not write.
 
-Used by `malicious.py` and the tests; nothing is run by making them.
+Used by `malicious.py` and the tests. Creating the files runs none of their code.
 """
 
 import io
@@ -17,20 +17,20 @@ _LEGACY = (0x1950A86A20F9469CFC6C, 1001, dict(protocol_version=1001, little_endi
 
 
 class Call:
-    """An object whose pickle calls `function(*args)`, and then hands `state` to the result."""
+    """An object whose pickle calls `function(*args)` and then passes `state` to the result."""
 
     def __init__(self, function, *args, state=None) -> None:
         self.parts = (function, args) if state is None else (function, args, state)
 
     def __call__(self) -> None:
-        """Do nothing: pickle wants a function to be callable, also if it comes out of a call."""
+        """Do nothing: pickle requires a function to be callable, even if it is the result of a call."""
 
     def __reduce__(self) -> tuple:
         return self.parts
 
 
 class Storage:
-    """Stands for a tensor's memory in a pickle."""
+    """Represents a tensor's memory in a pickle."""
 
     def __init__(self, count: int, key: str = '0', kind=torch.FloatStorage) -> None:
         self.id = ('storage', kind, key, 'cpu', count)
@@ -52,7 +52,7 @@ def name(module: str, what: str) -> bytes:
 
 
 def raw(*parts) -> bytes:
-    """Write a pickle out of opcodes (bytes) and values."""
+    """Write a pickle from opcodes (bytes) and values."""
     body = (part if isinstance(part, bytes) else pickled(part)[2:-1] for part in parts)
     return b'\x80\x02' + b''.join(body) + b'.'
 
@@ -72,7 +72,7 @@ def archive(data_pkl: bytes, records: dict[str, bytes] | None = None, root: str 
 
 
 def old(position: int, value) -> bytes:
-    """Write the format of torch < 1.6, five pickles in a row, with `value` in place of one."""
+    """Write the format of torch < 1.6, five consecutive pickles, with `value` in place of one."""
     parts = [*_LEGACY, dict(), []]
     parts[position] = value
     return b''.join(part if isinstance(part, bytes) else pickled(part) for part in parts)
@@ -90,7 +90,7 @@ def whole_checkpoint(**more) -> bytes:
 def two_pickles(canary: str) -> bytes:
     content = io.BytesIO(whole_checkpoint())
     with zipfile.ZipFile(content, 'a') as out:
-        out.NameToInfo.clear()  # else it warns
+        out.NameToInfo.clear()  # avoids a warning
         out.writestr('archive/data.pkl', pickled(Call(os.system, f'touch {canary}')))
     return content.getvalue()
 
@@ -134,7 +134,7 @@ def os_system(canary: str) -> bytes:
 
 
 def hidden_objects() -> Call:
-    """Make an array whose bytes are taken for addresses of objects: the type says that it holds none."""
+    """Make an array whose bytes are treated as addresses of objects, although its dtype declares no objects."""
     state = (3, '|', None, ('a',), {'a': (Call(np.dtype, 'O'), 0)}, 8, 1, 0)
     kind = Call(np.dtype, 'f8', False, True, state=state)
     return Call(np.empty(0).__reduce__()[0], np.ndarray, (0,), b'b', state=(1, (1,), kind, False, b'\x41' * 8))

@@ -1,6 +1,6 @@
-"""Faults that `campaign.py` and the tests put into a victim: at an iteration, or at an operation of a save on the disk.
+"""Faults that `campaign.py` and the tests inject into a victim: at an iteration, or at a disk operation of a save.
 
-The operations are open(..., 'w'), its write (twice: before it, and after half of it) and os.remove; those of mmsb also
+The operations are open(..., 'w'), each write (twice: before it, and half-way through it) and os.remove; mmsb also uses
 os.open, os.fsync, os.replace and os.unlink.
 """
 
@@ -20,7 +20,7 @@ ERRORS = {'ENOSPC': errno.ENOSPC, 'EIO': errno.EIO, 'EROFS': errno.EROFS}
 
 
 def at_iteration(iteration: int, act: Callable[[Runner], None], hook: str = 'before_train_iter') -> None:
-    """Do something when a hook is called after so many iterations; in the victim."""
+    """Call `act` when `hook` is called after `iteration` iterations; call this in the victim."""
     upstream = Runner.call_hook
 
     def call_hook(self, name: str, **kwargs) -> None:
@@ -32,7 +32,7 @@ def at_iteration(iteration: int, act: Callable[[Runner], None], hook: str = 'bef
 
 
 def log_progress(path: Path) -> None:
-    """Keep in a file after how many iterations the training began, and how many are done; in the victim."""
+    """Record in a file the iteration at which training started, and the iterations done; call this in the victim."""
     upstream = Runner.call_hook
     handle = os.open(path, os.O_WRONLY | os.O_CREAT)
 
@@ -47,7 +47,7 @@ def log_progress(path: Path) -> None:
 
 
 def die(*_) -> None:
-    """Die as by a power failure, but for what the system has in its memory."""
+    """Die as in a power failure, except that the system keeps its caches."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -61,13 +61,13 @@ def raising(number: int) -> Callable:
 
 
 class InSaves:
-    """Counts the operations of the save at iteration 4, and acts at one of them; install() in the victim.
+    """Counts the disk operations of the save at iteration 4 and acts at one of them; call install() in the victim.
 
     Args:
-        target: number of the operation, from 0 on.
-        act: what happens there.
-        lasting: whether it happens at all later operations of saves, too.
-        count_to: file that the number of operations goes to.
+        target: number of the operation, counted from 0.
+        act: function to call there.
+        lasting: whether to call it at all later operations of saves too.
+        count_to: file to write the number of operations to.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class InSaves:
         mmengine.hooks.CheckpointHook._save_checkpoint = save
         for name in ('open', 'fsync', 'replace', 'unlink', 'remove'):
             setattr(os, name, self._with_point(getattr(os, name)))
-        builtins.open = io.open = self._watched_open(open)  # pathlib has the latter
+        builtins.open = io.open = self._watched_open(open)  # pathlib uses the latter
 
     def _point(self) -> None:
         if self.counting:
@@ -122,7 +122,7 @@ class InSaves:
 
 
 class _Stream:
-    """A file open for writing, with two points in each write."""
+    """A file open for writing, with two fault points in each write."""
 
     def __init__(self, stream, point: Callable[[], None]) -> None:
         self._stream, self._point = stream, point

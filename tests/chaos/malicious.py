@@ -1,6 +1,6 @@
-"""Checkpoints that try to run code, to write, to corrupt or to exhaust memory: one file for each way in.
+"""Checkpoints that try to run code, write files, or corrupt or exhaust memory: one file for each attack.
 
-What they would run makes the file `canary`.
+The code in them would create the file `canary`.
 """
 
 import functools
@@ -40,7 +40,7 @@ from .forge import (
 )
 
 REFUSED, DATA, WASTE = 'refused', 'data', 'waste'
-WASTEFUL = {'slow codec'}  # take time or memory, and nothing else: refused or read, either is right
+WASTEFUL = {'slow codec'}  # only waste time or memory: refusing and loading are both right
 DUNDERS = (
     *('__init__', '__new__', '__class__', '__subclasses__', '__mro__', '__bases__', '__reduce__', '__reduce_ex__'),
     *(
@@ -57,7 +57,7 @@ DUNDERS = (
 
 
 def _deep_key(depth: int = 64) -> bytes:
-    """Write a dict whose key takes 2**depth steps to hash: each tuple holds the next smaller one twice."""
+    """Write a dict whose key takes 2**depth steps to hash: each tuple contains the next smaller one twice."""
     parts = [b')q\x00']
     for level in range(depth):
         parts.append(b'h' + bytes([level]) + b'\x86q' + bytes([level + 1]))
@@ -89,7 +89,7 @@ def _history(**more) -> bytes:
 
 
 def _calls(canary: str) -> dict[str, Call]:
-    """List callables of the standard library, NumPy and torch that lead to code, each called so that it would."""
+    """List calls of callables in the standard library, NumPy and torch that would run code."""
     code = f'open({canary!r}, "w")'
     shell = f'touch {canary}'
     return {
@@ -123,7 +123,7 @@ def _calls(canary: str) -> dict[str, Call]:
 
 
 def _shaped(canary: str) -> dict[str, bytes]:
-    """List pickles of allowed names with arguments and states that abuse them."""
+    """List pickles that abuse allowed names through their arguments and states."""
     kind, scalar = np.dtype('f8'), np.float64(0).__reduce__()[0]
     weight, hooks = Storage(2), OrderedDict()
     pickles = {
@@ -158,7 +158,7 @@ def _shaped(canary: str) -> dict[str, bytes]:
 
 
 def _opcodes(canary: str) -> dict[str, bytes]:
-    """List pickles that no pickler writes."""
+    """List pickles that no pickler would write."""
     shell = f'touch {canary}'
     return {
         'INST': raw(b'(', shell, b'iposix\nsystem\n'),
@@ -195,7 +195,7 @@ def _opcodes(canary: str) -> dict[str, bytes]:
 
 
 def _files(canary: str) -> dict[str, bytes]:
-    """List whole files that lie about themselves."""
+    """List whole files whose format or metadata is deceptive."""
     good = pickled(dict(a=tensor(Storage(2), 0, (2,), (1,), False, OrderedDict())))
     zipped = dict(compression=zipfile.ZIP_DEFLATED)
     return {
@@ -221,14 +221,14 @@ def _old_storage(count: int) -> Storage:
 
 
 def checkpoints(canary: str) -> dict[str, tuple[str, bytes, str]]:
-    """Make all of them.
+    """Make all malicious checkpoints.
 
     Args:
-        canary: path of a file that the code in them would make.
+        canary: path of a file that the code in them would create.
 
     Returns:
-        for each name of an attack the file name, its content, and what is right: 'refused'; 'data' where the file is
-        sound data as long as nobody runs its text; 'waste' where either will do, because it takes time or memory only.
+        for each attack, by name: the file name, its content, and the right outcome: 'refused'; 'data' if the file is
+        valid data as long as nobody runs its text; 'waste' if either will do because it only wastes time or memory.
     """
     calls = {f'call of {what}': pickled(call) for what, call in _calls(canary).items()}
     pickles = {**calls, **_shaped(canary), **_opcodes(canary)}

@@ -1,4 +1,4 @@
-"""Malformed files out of sound ones: images, COCO annotations, class lists and masks."""
+"""Make malformed files from valid ones: images, COCO annotations, class lists and masks."""
 
 import copy
 import functools
@@ -34,7 +34,7 @@ def image(kind: str, random: Generator) -> bytes:
 
 
 def damaged(content: bytes, random: Generator) -> bytes:
-    """Flip bits, cut off, edit the header, or overwrite, repeat or leave out a part."""
+    """Flip bits, truncate, edit the header, or overwrite, repeat or remove a part."""
     data = bytearray(content)
     way = random.integers(6)
     if way == 0:
@@ -54,7 +54,7 @@ def damaged(content: bytes, random: Generator) -> bytes:
 
 
 def coco_text(random: Generator) -> bytes:
-    """Make a COCO file in which values are of another kind, missing or twice, or whose text is damaged."""
+    """Make a COCO file with values of the wrong type, missing or duplicate values, or damaged text."""
     content = dict(
         images=[dict(id=i, file_name=f'{i}.png', width=SIZE_PX[0], height=SIZE_PX[1]) for i in range(2)],
         annotations=[
@@ -111,7 +111,7 @@ def annotation_lines(random: Generator) -> bytes:
 
 
 def mask(random: Generator) -> bytes:
-    """Make a mask of labels beyond the classes, of another size or kind, or damaged."""
+    """Make a mask that has labels outside the classes, has the wrong size or type, or is damaged."""
     size = SIZE_PX if random.integers(4) else tuple(int(side) for side in random.integers(1, 60, 2))
     kind, highest = ((np.uint8, 151), (np.uint8, 256), (np.uint16, 300))[random.integers(3)]
     labels = random.integers(0, highest, size[::-1]).astype(kind)

@@ -1,4 +1,4 @@
-"""Faults of one process of several: the part of `campaign.py` that needs torchrun's agent, which starts them again."""
+"""Faults in one of several processes: the part of `campaign.py` that needs torchrun's agent, which restarts them."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from chaos.inject import InSaves, at_iteration
 from chaos.victim import Victim, differing, run_tool, weights_of, write_config
 
-TIMEOUT_S = 8  # of the processes' talk
+TIMEOUT_S = 8  # of the communication between the processes
 PATIENCE_S = 120  # TIMEOUT_S, the agent's 30 s between SIGTERM and SIGKILL, and twice the training on a busy machine
 
 
@@ -21,10 +21,10 @@ class Team(Victim):
     """A training in two processes, started by torchrun's agent in a child process.
 
     Args:
-        folder: where it runs; has data/demo.
-        args: of tools/train.py.
-        before: called in each process with its rank, unless it is started again.
-        max_restarts: how often the agent starts them again.
+        folder: working directory, with data/demo in it.
+        args: arguments of tools/train.py.
+        before: called with the rank in each process on its first start.
+        max_restarts: how often the agent restarts the processes.
     """
 
     def __init__(self, folder: Path, *args, before: Callable[[int], None] | None = None, max_restarts: int = 1) -> None:
@@ -42,7 +42,7 @@ class Team(Victim):
         return 0
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to all of them, those that are stopped too."""
+        """Send a signal to all processes, including stopped ones."""
         if self.poll() is None:
             os.killpg(self.pid, number)
 
@@ -57,7 +57,7 @@ class Team(Victim):
 
 
 def faults_of_ranks(folder: Path, count: int, flags: tuple = ()) -> Iterator[tuple[bool, str]]:
-    """Kill or stop one of two processes, in a step or in the first one's save; say whether both went on."""
+    """Kill or stop one of two processes, in a step or in a save by rank 0; yield whether both went on, and why not."""
     chance = random.Random(0)
     config = write_config(folder / 'ranks.py', steps=4, interval=2)
     options = ('--cfg-options', f'env_cfg.dist_cfg.timeout={TIMEOUT_S}')

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Row:
-    """What became of one kind of fault, here and with stock mmengine.
+    """The outcomes of one kind of fault, with mmsb and with stock mmengine.
 
     Args:
-        fault: what is done.
-        must: what has to hold then.
+        fault: the injected fault.
+        must: the required behaviour.
     """
 
     fault: str
@@ -21,7 +21,7 @@ class Row:
     notes: dict[str, int] = field(default_factory=dict)
 
     def add(self, good: bool, why: str = '', *, stock: bool) -> None:
-        """Count a case; `why` says what was wrong with it."""
+        """Count a case; `why` describes what went wrong."""
         if stock:
             self.stock_cases += 1
             self.stock_good += good
@@ -33,7 +33,7 @@ class Row:
             self.notes[key] = self.notes.get(key, 0) + 1
 
     def line(self) -> str:
-        """Return it in Markdown."""
+        """Return the row in Markdown."""
         stock = f'{self.stock_good:,} of {self.stock_cases:,}' if self.stock_cases else '-'
         notes = ', '.join(f'{count:,} {why}' for why, count in self.notes.items())
         return f'| {self.fault} | {self.must} | {self.good:,} of {self.cases:,} | {stock} | {notes} |'

@@ -1,4 +1,4 @@
-"""Bad input never crashes or hangs a reader, and the error names it; the full campaign is `make chaos`."""
+"""Bad input never crashes or hangs a reader, and the error names the file; `make chaos` runs the full campaign."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: a few faults of each kind, and all of the malicious checkpoints."""
+"""The short form of `make chaos`: a few faults of each kind, and all malicious checkpoints."""
 
 import pytest
 

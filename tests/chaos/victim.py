@@ -1,6 +1,6 @@
-"""The training that `campaign.py` and the tests interrupt: tiny, through tools/train.py, in a process quick to start.
+"""A tiny training through tools/train.py, which `campaign.py` and the tests interrupt.
 
-A child is forked from a process that has everything imported: a second for a run instead of eight.
+It runs in a child forked from a process that has imported everything, so a run takes one second instead of eight.
 """
 
 import functools
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mmengine
-import mmpretrain.models  # noqa: F401  (what a child would import, once for all of them)
+import mmpretrain.models  # noqa: F401  (imported once for all children)
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
@@ -77,17 +77,17 @@ def write_config(
     """Write the config of a victim: 22 images, batches of 4, with crops, flips and mixup.
 
     Args:
-        path: of the config.
-        by_epoch: kind of the loop.
-        steps: epochs of 6 iterations, or iterations.
-        interval: between checkpoints: iterations, or epochs with `save_by_epoch`.
-        workers: of the dataloader.
-        persistent: whether they are.
-        ema: whether weights are averaged.
-        accumulate: number of batches a step.
-        amp: whether it is in mixed precision with a growing loss scale: `amp_on_cpu` goes before it, without a GPU.
-        save_by_epoch: unit of `interval`.
-        save_best: whether the best checkpoint is saved, too.
+        path: path of the config.
+        by_epoch: whether the loop is epoch-based, else iteration-based.
+        steps: number of epochs (of 6 iterations each), or of iterations.
+        interval: interval between checkpoints, in iterations, or in epochs with `save_by_epoch`.
+        workers: number of dataloader workers.
+        persistent: whether the workers are persistent.
+        ema: whether to average the weights.
+        accumulate: number of batches per step.
+        amp: whether to use mixed precision with a growing loss scale; without a GPU, call `amp_on_cpu` first.
+        save_by_epoch: whether `interval` counts epochs.
+        save_best: whether to save the best checkpoint too.
     """
     loop = f"max_epochs={steps}, type='EpochBasedTrainLoop'" if by_epoch else f'max_iters={steps}, val_interval=5'
     path.write_text(
@@ -109,7 +109,7 @@ def write_config(
 
 
 def amp_on_cpu() -> None:
-    """Let mmengine's mixed precision run without a GPU; in the victim."""
+    """Let mmengine's mixed precision run without a GPU; call this in the victim."""
     amp_optimizer_wrapper.is_cuda_available = lambda: True
     amp_optimizer_wrapper.GradScaler = functools.partial(torch.amp.GradScaler, device='cpu')
 
@@ -118,11 +118,11 @@ class Victim:
     """A training in a child process.
 
     Args:
-        folder: where it runs; has data/demo.
-        args: of the tool.
+        folder: working directory, with data/demo in it.
+        args: arguments of the tool.
         before: called in the child before the training, to inject faults.
-        environment: added to that of the child.
-        tool: file in tools/.
+        environment: variables added to the environment of the child.
+        tool: file name in tools/.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class Victim:
         sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', closefd=False)  # noqa: SIM115
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; a process that is over already is left alone."""
+        """Send a signal unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def poll(self) -> int | None:
-        """Return the exit code if it is over, that of a signal as a negative number."""
+        """Return the exit code, negative for a signal; None if the process is still running."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
@@ -173,30 +173,30 @@ class Victim:
         """Wait for the end and return the exit code.
 
         Raises:
-            TimeoutError: it takes longer; it is killed then.
+            TimeoutError: the process takes longer; it is killed.
         """
         end = time.monotonic() + timeout_s
         while self.poll() is None:
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f'the victim runs longer than {timeout_s} s; see {self.output}')
+                raise TimeoutError(f'the victim ran longer than {timeout_s} s; see {self.output}')
             time.sleep(0.005)
         return self.code
 
     def said(self) -> str:
-        """Return what it has printed."""
+        """Return its output so far."""
         return self.output.read_text(errors='replace')
 
 
 def train(folder: Path, *args, **options) -> Victim:
-    """Train to the end, or to what stops it."""
+    """Train until the end or until something stops the training."""
     victim = Victim(folder, *args, **options)
     victim.wait()
     return victim
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors that a training ended with: weights, averages, and what the optimizer keeps."""
+    """Return all tensors at the end of a training: weights, averaged weights and optimizer state."""
     checkpoint = load_checkpoint(path, trust=True)
     tensors = dict(checkpoint['state_dict'])
     tensors.update({f'ema.{key}': value for key, value in checkpoint.get('ema_state_dict', {}).items()})
@@ -213,7 +213,7 @@ def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> lis
 
 
 def prepare(folder: Path) -> Path:
-    """Make a folder for victims, with the data."""
+    """Make a folder for victims, with the data in it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / 'data/demo').exists():
         digits.write(folder / 'data/demo')
@@ -224,7 +224,7 @@ def run_tool(tool: str, folder: Path, args: list[str], before: Callable[[], None
     """Run a tool in this process and return its exit code."""
     torch.set_num_threads(1)
     gc.freeze()
-    mmengine.config.config.FormatCode = lambda text, **_: (text, True)  # yapf: 0.2 s for each checkpoint
+    mmengine.config.config.FormatCode = lambda text, **_: (text, True)  # yapf takes 0.2 s per checkpoint
     os.chdir(folder)
     sys.argv = [tool, *args]
     try:

@@ -81,7 +81,7 @@ def test_a_file_is_fetched_once_and_kept(site, tmp_path):
 def test_a_changed_file_is_refused_and_not_kept(site, tmp_path):
     url = site.put(weights(2.0), of=weights())
     with pytest.raises(
-        ValueError, match=rf"{re.escape(url)}' is not the file that its name says: SHA-256 \w+"
+        ValueError, match=rf"{re.escape(url)}' does not match the hash in its name: SHA-256 \w+"
     ) as error:
         load_checkpoint(url)
     assert '\n' not in str(error.value)
@@ -133,11 +133,11 @@ def test_what_comes_from_the_network_is_data_as_well(site, tmp_path):
     [
         ('{site}/absent.pth', 'cannot be downloaded: HTTP Error 404'),
         ('http://127.0.0.1:1/net.pth', 'cannot be downloaded'),
-        ('file:///etc/passwd', 'must be a file or begin with one of http://'),
-        ('pavi://net', 'must be a file or begin with one of http://'),
-        ('torchvision://resnet5', r'none of the \d+ names of its catalogue \(did you mean resnet50'),
-        ('open-mmlab://resnet5', r'none of the \d+ names of its catalogue'),
-        ('mmcls://resnet5', r'none of the \d+ names of its catalogue'),
+        ('file:///etc/passwd', 'must be a file or start with one of http://'),
+        ('pavi://net', 'must be a file or start with one of http://'),
+        ('torchvision://resnet5', r'not among the \d+ names in its catalogue \(did you mean resnet50'),
+        ('open-mmlab://resnet5', r'not among the \d+ names in its catalogue'),
+        ('mmcls://resnet5', r'not among the \d+ names in its catalogue'),
     ],
 )
 def test_what_is_not_there_is_named_in_one_line(url, said, site, tmp_path):

@@ -81,8 +81,8 @@ READABLE = {
 }
 UNREADABLE = {
     'zero bytes': (b'', 'is empty'),
-    'text': (b'<!DOCTYPE html>', 'is no image'),
-    'numpy': (npy(), 'is no image'),
+    'text': (b'<!DOCTYPE html>', 'is not an image'),
+    'numpy': (npy(), 'is not an image'),
     'nan': (floats(float('nan')), 'floating-point'),
     'floats': (floats(0.5), 'floating-point'),
     'half a jpeg': (half(encoded(noise(), 'JPEG')), 'is damaged'),

@@ -103,7 +103,7 @@ def test_damaged_checkpoints_are_named_and_skipped(arena):
     newest = arena / 'run/iter_4.pth'
     os.truncate(newest, 1000)
     resumed = train(arena, config, '--work-dir', 'run', '--resume', before=lambda: at_iteration(3, die))
-    assert "iter_4.pth' does not have the content that its .sha256 says" in resumed.said()
+    assert "iter_4.pth' does not match its .sha256: it is damaged" in resumed.said()
     assert 'resumed epoch: 0, iter: 2' in resumed.said()
     os.truncate(arena / 'run/iter_2.pth', 1000)
     none = train(arena, config, '--work-dir', 'run', '--resume')

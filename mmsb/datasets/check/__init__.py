@@ -1,9 +1,9 @@
-"""Check of all the data that a config names, before a run: what would end it, or silently spoil it, hours later.
+"""Check all the data that a config names before a run, to find what would stop or silently spoil it hours later.
 
-The library's own dataset class lists the samples, after its filter and without its pipeline (`dataset.py`). What
-it would hide or crash on is read from the annotation file itself (`coco.py`); images and masks are read as the
-pipeline does (`samples.py`). An error ends a run or spoils its result; a warning is of what the library skips or
-clips.
+The library's own dataset class lists the samples, after its filter and without its pipeline (`dataset.py`). Whatever
+that class would hide or crash on is read from the annotation file itself (`coco.py`). Images and masks are read as the
+pipeline reads them (`samples.py`). An error stops a run or spoils its result; a warning is about something that the
+library skips or clips.
 """
 
 import functools
@@ -25,7 +25,7 @@ from .samples import type_name
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SAMPLES_PER_TASK = 16
 
-Progress = Callable[[str, int, int], None]  # split, samples done, samples in all
+Progress = Callable[[str, int, int], None]  # split, samples done, total samples
 
 
 def check_data(
@@ -38,16 +38,16 @@ def check_data(
     """Check all samples of all splits.
 
     Args:
-        cfg: the settled config.
-        loaders: the dataloaders whose datasets are checked; those that the config lacks are left out.
+        cfg: the final config.
+        loaders: the dataloaders whose datasets are checked; those missing from the config are skipped.
         workers: number of threads that read images.
-        on_progress: is told how far the reading is.
+        on_progress: called with the progress of reading.
 
     Returns:
-        a report for each split; splits of the same dataset share one.
+        one report for each split; splits that use the same dataset share one.
 
     Raises:
-        ValueError: `workers` is no integer of at least 1.
+        ValueError: `workers` is not an integer of at least 1.
     """
     positive_integer('workers', workers)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -83,11 +83,11 @@ def check_data(
 class _Split:
     report: Report
     images: set = field(default_factory=set)  # their ids
-    metrics: list[dict] = field(default_factory=list)  # that have been checked
+    metrics: list[dict] = field(default_factory=list)  # the ones checked so far
 
 
 def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int, int], None]) -> Iterator[Finding]:
-    """Read all images and masks of a dataset, in threads: decoders let other threads run."""
+    """Read all images and masks of a dataset in threads; decoders release the GIL."""
     samples, reader = check.samples, check.reader
     if not samples or reader is None:
         return
@@ -104,22 +104,22 @@ def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int,
     finally:
         pool.shutdown(cancel_futures=True)
     if reader.load_mask is not None and not reader.labelled_pixels:
-        yield error('empty split', check.key, '', 'has only ignored pixels in its masks')
+        yield error('empty split', check.key, '', 'all mask pixels are ignored')
 
 
 def _compare_classes(key: str, classes: tuple | None, seen: dict[str, tuple]) -> Iterator[Finding]:
-    """Check that all datasets of a run have the same classes: labels are numbers in their order."""
+    """Check that all datasets of a run have the same classes in the same order, which defines the labels."""
     for first, others in list(seen.items())[:1]:
         if classes is not None and list(classes) != list(others):
             differ = sorted(set(classes) ^ set(others), key=str)[:5] or 'the order'
-            text = f'has {len(classes)} classes, others than the {len(others)} of {first} ({differ}): labels shift'
+            text = f'its {len(classes)} classes differ from the {len(others)} of {first} ({differ}): labels shift'
             yield error('other classes', key, '', text)
     if classes is not None:
         seen.setdefault(key, classes)
 
 
 def _check_metric(key: str, metric: dict, images: set) -> Iterator[Finding]:
-    """Check the annotation file of a split's metric against the ids of the split's images."""
+    """Check the annotation file of a split's metric against the ids of the images in the split."""
     path = paths.annotation_file(metric)
     if missing := paths.missing_annotations(metric, key):
         yield error('missing annotations', path, '', f'of {key} does not exist: {missing[1]}')

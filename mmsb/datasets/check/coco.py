@@ -1,7 +1,8 @@
-"""Check of COCO annotations: of the file itself, since MMDetection's dataset crashes on it or silently drops of it.
+"""Check COCO annotations in the file itself, because MMDetection's dataset crashes on errors or drops them silently.
 
-What MMDetection does is in `CocoDataset.parse_data_info`: boxes outside the image or below 1 px are skipped, boxes
-partly outside are clipped by the pipeline. COCO itself has boxes that stick out by less than 1 px: no finding.
+MMDetection's behaviour is defined in `CocoDataset.parse_data_info`: it skips boxes outside the image or below 1 px, and
+the pipeline clips boxes that are partly outside. Boxes in COCO itself extend past the image by less than 1 px, so that
+is not reported.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from .findings import Finding, error, warning
 
 ROUNDING_PX = 1.0
-MANY_BOXES = 10  # from here on the share of boxes that stick out says something
+MANY_BOXES = 10  # with fewer boxes, the share that extends past the image means little
 FILE_KEYS = ('images', 'annotations', 'categories')
 IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 ID_KEYS = ('id', 'image_id', 'category_id')
@@ -26,40 +27,40 @@ def read(path: str, *, training: bool) -> tuple[dict | None, list[Finding]]:
     """Read an annotation file.
 
     Returns:
-        its content if it can be checked further, and the findings.
+        the content, or None if it cannot be checked further; and the findings.
     """
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
     except (OSError, ValueError) as failure:
-        return None, [error('unreadable annotations', path, '', f'is not JSON that can be read ({failure})')]
+        return None, [error('unreadable annotations', path, '', f'is not valid JSON ({failure})')]
     if not isinstance(content, dict):
-        return None, [error('unreadable annotations', path, '', f'is a {type(content).__name__}, needs an object')]
+        return None, [error('unreadable annotations', path, '', f'must hold an object, got {type(content).__name__}')]
     missing = [key for key in FILE_KEYS if not isinstance(content.get(key), list)]
-    findings = [error('missing key', path, '', f'has no list {key!r}') for key in missing]
+    findings = [error('missing key', path, '', f'list {key!r} is missing') for key in missing]
     if missing == ['annotations'] and 'annotations' not in content and not training:
         content['annotations'], missing = [], []
-        findings = [warning('missing key', path, '', "has no 'annotations': there is nothing to measure")]
+        findings = [warning('missing key', path, '', "has no 'annotations': the metric has nothing to measure")]
     for key in sorted({*FILE_KEYS} - {*missing}):
         for number, entry in enumerate(content[key]):
             if not isinstance(entry, dict):
-                findings.append(error('malformed entry', path, f'{key}[{number}]', f'is {entry!r}, needs an object'))
+                findings.append(error('malformed entry', path, f'{key}[{number}]', f'must be an object, got {entry!r}'))
                 continue
             for name in ID_KEYS:
                 if not isinstance(entry.get(name, 0), (int, str)):
-                    text = f'{name} must be a whole number, got {entry[name]!r}'
+                    text = f'{name} must be an integer, got {entry[name]!r}'
                     findings.append(error('malformed entry', path, f'{key}[{number}]', text))
     return None if any(one.level == 'error' for one in findings) else content, findings
 
 
 def check_file(path: str, content: dict, *, masks: bool, names: bool) -> Iterator[Finding]:
-    """Check what a file says of images, categories and boxes.
+    """Check the images, categories and boxes of a file.
 
     Args:
-        path: of the file.
-        content: of `read`.
+        path: path of the file.
+        content: as returned by `read`.
         masks: whether the pipeline reads instance masks.
-        names: whether images need a file_name (LVIS has addresses instead).
+        names: whether images need a file_name (LVIS has URLs instead).
     """
     yield from _check_keys(path, content, names)
     yield from _check_unique(path, content)
@@ -69,11 +70,11 @@ def check_file(path: str, content: dict, *, masks: bool, names: bool) -> Iterato
     for annotation in content['annotations']:
         item = f'annotation id {annotation.get("id")}'
         if 'image_id' in annotation and annotation['image_id'] not in sizes:
-            text = f'image_id {annotation["image_id"]} is none of the images: it is skipped'
+            text = f'image_id {annotation["image_id"]} is not the id of any image: skipped'
             yield warning('annotation without image', path, item, text)
             continue
         if 'category_id' in annotation and annotation['category_id'] not in known:
-            text = f'category_id {annotation["category_id"]} is none of the categories'
+            text = f'category_id {annotation["category_id"]} is not the id of any category'
             yield error('unknown category_id', path, item, text)
         if annotation.get('ignore') or not all(key in annotation for key in (*BOX_KEYS, 'image_id')):
             continue
@@ -83,9 +84,9 @@ def check_file(path: str, content: dict, *, masks: bool, names: bool) -> Iterato
             sticking_out += found.kind == 'box partly outside'
             yield found
         elif masks and not annotation.get('segmentation'):
-            yield error(NO_MASK, path, item, "has no 'segmentation', and the pipeline reads instance masks")
+            yield error(NO_MASK, path, item, "has no 'segmentation', but the pipeline reads instance masks")
     if boxes >= MANY_BOXES and sticking_out > boxes / 2:
-        text = f'{sticking_out:,} of {boxes:,} boxes stick out of their images: a box is [x, y, width, height]'
+        text = f'{sticking_out:,} of {boxes:,} boxes extend past their images: boxes must be [x, y, width, height]'
         yield error('box format', path, '', text)
 
 
@@ -96,10 +97,10 @@ def _check_keys(path: str, content: dict, names: bool) -> Iterator[Finding]:
         yield from _missing(path, item, image, image_keys)
         for key in ('width', 'height'):
             if key in image and not (_is_number(image[key]) and 0 < image[key] < math.inf):
-                yield error('image of another size', path, item, f'{key} must be above 0, got {image[key]!r}')
+                yield error('image of another size', path, item, f'{key} must be a positive number, got {image[key]!r}')
         if not isinstance(image.get('file_name', 'x'), str) or not image.get('file_name', 'x'):
             yield error(
-                'malformed entry', path, item, f'file_name must be the name of a file, got {image["file_name"]!r}'
+                'malformed entry', path, item, f'file_name must be a non-empty string, got {image["file_name"]!r}'
             )
     for annotation in content['annotations']:
         keys = ANNOTATION_KEYS if annotation.get('ignore') else (*ANNOTATION_KEYS, *BOX_KEYS)
@@ -121,7 +122,7 @@ def _check_unique(path: str, content: dict) -> Iterator[Finding]:
         counts = Counter(entry['id'] for entry in content[key] if isinstance(entry.get('id'), (int, str)))
         for number, count in counts.items():
             if count > 1:
-                text = f'is there {count} times: {effect[key]}'
+                text = f'occurs {count} times: {effect[key]}'
                 yield error(f'duplicate {name} id', path, f'{name} id {number}', text)
 
 
@@ -134,12 +135,12 @@ def _check_box(path: str, item: str, annotation: dict, size: tuple) -> Finding |
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, [*box, area]))):
         return error('malformed box', path, item, f'box {box} of area {area!r} must be 4 numbers and a number')
     if not all(map(math.isfinite, [*box, area])):
-        return error('non-finite box', path, item, f'box {box} of area {area} is not finite: the loss is neither')
+        return error('non-finite box', path, item, f'box {box} of area {area} is not finite: nor would the loss be')
     x, y, w, h = box
     if w < 1 or h < 1 or area <= 0:
         side = f'w {w:g} px' if w < 1 else f'h {h:g} px' if h < 1 else f'area {area:g}'
-        empty = 'zero' if min(w, h, area) == 0 else 'negative' if min(w, h, area) < 0 else 'too little'
-        return warning('empty box', path, item, f'box {box} has {empty} area ({side}): it is skipped')
+        empty = 'zero' if min(w, h, area) == 0 else 'negative' if min(w, h, area) < 0 else 'too small an'
+        return warning('empty box', path, item, f'box {box} has {empty} area ({side}): skipped')
     if not all(_is_number(side) for side in size):
         return None
     width, height = size
@@ -147,7 +148,7 @@ def _check_box(path: str, item: str, annotation: dict, size: tuple) -> Finding |
         return warning('box outside', path, item, f'box {box} is outside the image of {width} x {height} px: skipped')
     beyond = max(-x, -y, x + w - width, y + h - height)
     if beyond > ROUNDING_PX:
-        text = f'box {box} sticks out of the image of {width} x {height} px by {beyond:g} px: it is clipped'
+        text = f'box {box} extends past the image of {width} x {height} px by {beyond:g} px: clipped'
         return warning('box partly outside', path, item, text)
     return None
 
@@ -155,12 +156,12 @@ def _check_box(path: str, item: str, annotation: dict, size: tuple) -> Finding |
 def check_classes(path: str, content: dict, classes: tuple, cat_ids: list, *, training: bool) -> Iterator[Finding]:
     """Check the categories of a file against the classes of the dataset.
 
-    MMDetection numbers the known categories in the file's order and not in the order of the classes.
+    MMDetection numbers the known categories in the order of the file, not in the order of the classes.
 
     Args:
-        path: of the file.
-        content: of `read`.
-        classes: names that the config gives.
+        path: path of the file.
+        content: as returned by `read`.
+        classes: names from the config.
         cat_ids: category ids by label, as the dataset has numbered them.
         training: whether the split is trained on.
     """
@@ -168,24 +169,24 @@ def check_classes(path: str, content: dict, classes: tuple, cat_ids: list, *, tr
     counts = Counter(annotation['category_id'] for annotation in content['annotations'])
     for number, name in names.items():
         if number not in cat_ids:
-            text = f'{name!r} is none of the classes: its {counts[number]:,} annotations are dropped'
+            text = f'{name!r} is not a class of the config: its {counts[number]:,} annotations are dropped'
             yield warning('category without class', path, f'category id {number}', text)
     shifted = False
     for label, number in enumerate(cat_ids):
         name = classes[label] if label < len(classes) else None
         if names[number] != name:
             shifted = True
-            text = f"{names[number]!r} gets label {label}, which is class {name!r}: give metainfo the file's order"
+            text = f'{names[number]!r} gets label {label}, which is class {name!r}: metainfo must follow the file'
             yield error('order of the classes', path, f'category id {number}', text)
     missing = [name for name in classes if name not in names.values()]
     level = warning if training and not shifted else error
-    effect = 'it is never learnt' if training else 'the metric stops where it is predicted'
+    effect = 'it is never learnt' if training else 'the metric fails when it is predicted'
     for name in missing:
         yield level('class without category', path, '', f'has no category {name!r}, a class of the config: {effect}')
 
 
 def samples(content: dict, folder: str) -> Iterator[dict]:
-    """Yield the images of a file whose annotations the dataset class refuses."""
+    """Yield the images of a file whose annotations the dataset class rejects."""
     for image in content['images']:
         if isinstance(image.get('file_name'), str):
             yield dict(
@@ -200,20 +201,20 @@ def check_metric(key: str, metric: dict, path: str, content: dict, images: set) 
     """Check the annotation file of a metric.
 
     Args:
-        key: of the metric in the config.
-        metric: its config.
-        path: of its file.
-        content: of `read`.
-        images: ids of the images that the split has.
+        key: key of the metric in the config.
+        metric: config of the metric.
+        path: path of its annotation file.
+        content: as returned by `read`.
+        images: ids of the images in the split.
     """
     known = {image.get('id') for image in content['images']}
     for number in sorted(images - known, key=str):
-        yield error('metric of other images', path, f'image id {number}', f'is of the split, but not in {key}.ann_file')
+        yield error('metric of other images', path, f'image id {number}', f'is in the split, but not in {key}.ann_file')
     metrics = metric.get('metric', 'bbox')
     needed = ['iscrowd', *(['segmentation'] if 'segm' in ([metrics] if isinstance(metrics, str) else metrics) else [])]
     for annotation in content['annotations']:
         for name in needed:
             if name not in annotation:
-                text = f'has no {name!r}, and {key} needs it'
+                text = f'has no {name!r}, which {key} needs'
                 kind = NO_MASK if name == 'segmentation' else 'missing key'
                 yield error(kind, path, f'annotation id {annotation.get("id")}', text)

@@ -1,4 +1,4 @@
-"""Check of one dataset of a config: its files, samples, classes and labels, but not yet its images."""
+"""Check one dataset of a config: its files, samples, classes and labels. Its images are checked separately."""
 
 import contextlib
 import inspect
@@ -24,7 +24,7 @@ FLAW = (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeEr
 
 
 class DatasetCheck:
-    """One dataset of a config: `look` builds it and checks what needs no image; then it has its samples."""
+    """One dataset of a config. `look` builds it, checks everything that needs no image, and lists the samples."""
 
     def __init__(self, cfg: Config, key: str, leaf: dict, *, training: bool) -> None:
         self.cfg, self.key, self.leaf, self.training = cfg, key, leaf, training
@@ -50,11 +50,11 @@ class DatasetCheck:
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it does
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
                 dataset.full_init()
         except FLAW as failure:
             if downloads:
-                text = 'is not there or damaged: it is downloaded when the run begins'
+                text = 'is missing or damaged: the run downloads it when it starts'
                 yield warning('missing data', str(self.leaf.get('data_root')), '', text)
             elif not wrong:
                 yield self._unusable(failure)
@@ -66,11 +66,11 @@ class DatasetCheck:
         self.samples = [] if missing else samples
         self.classes = dataset.metainfo.get('classes')
         if not samples:
-            text = f'has no sample left (data_root {self.leaf.get("data_root")!r}, '
+            text = f'has no samples left (data_root {self.leaf.get("data_root")!r}, '
             text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
             yield error('empty split', self.key, '', text + self._hint(dataset))
         elif self.training and coco_file and not any(sample.get('instances') for sample in samples):
-            yield error('empty split', self.key, '', 'has no box left that could be learnt')
+            yield error('empty split', self.key, '', 'has no boxes left to learn from')
         if coco_file and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
             args = (coco_file, content, self.classes, list(dataset.cat_ids))
             yield from coco.check_classes(*args, training=self.training)
@@ -89,11 +89,11 @@ class DatasetCheck:
                 return
         for name, folder in paths.image_folders(self.leaf).items():
             if not os.path.isdir(folder) and not self.leaf.get('download'):
-                text = f'does not exist: say --cfg-options {self.key}.data_prefix.{name}=FOLDER'
+                text = f'does not exist: pass --cfg-options {self.key}.data_prefix.{name}=FOLDER'
                 yield error('missing image folder', folder, '', text)
 
     def _build(self) -> tuple:
-        """Build the dataset without its pipeline and without reading it; tell whether it would download itself."""
+        """Build the dataset without its pipeline and without loading it; also return whether it would download."""
         options = {**self.leaf, 'pipeline': [], 'lazy_init': True, 'serialize_data': False}
         dataset = DATASETS.build(options)
         parameters = [inspect.signature(base.__init__).parameters for base in type(dataset).__mro__]
@@ -109,7 +109,7 @@ class DatasetCheck:
         suffix = self.leaf.get('img_suffix', getattr(dataset, 'img_suffix', None))
         classes = dataset.metainfo.get('classes')
         if suffix:
-            return f': no file ends in img_suffix {suffix!r}'
+            return f': no file name ends in img_suffix {suffix!r}'
         return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
 
     def _check_coco(self, path: str, bases: set[str]) -> tuple[dict | None, list[Finding]]:
@@ -122,7 +122,7 @@ class DatasetCheck:
         return content, found
 
     def _check_lines(self, bases: set[str]) -> Iterator[Finding]:
-        """Check the lines `FILE LABEL` of an annotation file of MMPretrain's."""
+        """Check the lines `FILE LABEL` of an MMPretrain annotation file."""
         path = paths.annotation_file(self.leaf)
         if 'CustomDataset' not in bases or not path or not self.leaf.get('with_label', True):
             return
@@ -135,11 +135,11 @@ class DatasetCheck:
                     continue
                 parts = line.strip().rsplit(' ', 1)
                 if len(parts) != 2 or not parts[1].lstrip('-').isdigit():
-                    text = f'must be FILE LABEL with a whole number, got {line.strip()!r}'
+                    text = f'must be FILE LABEL with an integer label, got {line.strip()!r}'
                     yield error('malformed line', path, f'line {number}', text)
 
     def _check_folders(self, dataset) -> Iterator[Finding]:
-        part = self.leaf.get('indices') is not None  # of the samples: the first ones are of the first classes
+        part = self.leaf.get('indices') is not None  # a subset of the samples need not hold every class
         folders = {} if part else getattr(dataset, 'folder_to_idx', {})
         counts = Counter(sample.get('gt_label') for sample in self.samples)
         level, effect = (error, 'never learnt') if self.training else (warning, 'not measured')
@@ -161,14 +161,14 @@ class DatasetCheck:
 
     def _check_heads(self, open_vocabulary: bool) -> Iterator[Finding]:
         if isinstance(self.classes, str):
-            text = f'is the word {self.classes!r}: a single class is written ({self.classes!r},)'
+            text = f'must be a tuple of names, got the string {self.classes!r}: write ({self.classes!r},)'
             yield error('number of classes', f'{self.key}.metainfo.classes', '', text)
         elif self.classes and not open_vocabulary:
             for key, head in self._heads():
                 count = len(self.classes)
                 if head['num_classes'] != count:
                     level = warning if key == 'model.head' and head['num_classes'] > count else error
-                    text = f'is {head["num_classes"]}, and {self.key} has {count} classes'
+                    text = f'is {head["num_classes"]}, but {self.key} has {count} classes'
                     yield level('number of classes', f'{key}.num_classes', '', text)
 
     def _make_reader(self, dataset, *, masks: bool) -> None:
@@ -180,7 +180,7 @@ class DatasetCheck:
         self.reader = SampleCheck(
             self.leaf.get('pipeline'),
             labels=min(counts) if counts else None,
-            ignored=ignored - {None} if len(ignored) == 1 else set(),  # what all of them leave out
+            ignored=ignored - {None} if len(ignored) == 1 else set(),  # labels that every head or metric ignores
             masks=masks,
             reduce_zero_label=getattr(dataset, 'reduce_zero_label', False),
         )

@@ -1,4 +1,4 @@
-"""What a check of the data has found, and how it is told."""
+"""Findings of the data check, and their report."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ LINES_PER_KIND = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One flaw of the data.
+    """One fault in the data.
 
     Args:
-        level: 'error' if it ends a run or spoils its result, 'warning' if the library skips or clips what is wrong.
-        kind: what is counted together, e.g. 'truncated image'.
-        file: the file or folder, or the key of the config.
-        item: what in it, e.g. 'annotation id 7'; empty for the whole.
-        message: what is wrong, with the value, and what to do or what happens to it.
+        level: 'error' if it stops a run or spoils its result, 'warning' if the library skips or clips the faulty part.
+        kind: the group in which it is counted, e.g. 'damaged image'.
+        file: the file or folder, or the config key.
+        item: the part of it, e.g. 'annotation id 7'; empty for the whole file.
+        message: what is wrong, the value, and the remedy or the consequence.
     """
 
     level: str
@@ -38,7 +38,7 @@ def warning(kind: str, file: str, item: str, message: str) -> Finding:
 
 @dataclass
 class Report:
-    """What was found in one split, or in several of the same dataset."""
+    """Findings in one split, or in several that use the same dataset."""
 
     split: str
     images: int = 0
@@ -48,7 +48,7 @@ class Report:
         return sum(finding.level == level for finding in self.findings)
 
     def lines(self) -> Iterator[str]:
-        """Yield a line for each finding, errors first, at most 20 of a kind, and a last one that sums up."""
+        """Yield a line for each finding, errors first and at most 20 of a kind, and then a line of totals."""
         kinds: dict[tuple[str, str], list[Finding]] = {}
         for finding in sorted(self.findings, key=lambda finding: finding.level):
             kinds.setdefault((finding.level, finding.kind), []).append(finding)

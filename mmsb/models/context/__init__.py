@@ -1,8 +1,8 @@
-"""Other blocks of global context, one mechanism a file, to compare spatial bias with and to combine it with.
+"""Other global context blocks, one mechanism per file, to compare with spatial bias or combine with it.
 
-Each is built from a config, in a slot of the residual block (mmsb.models.bottleneck):
-`plugins=[dict(cfg=dict(type='mmsb.SE'), position='after_conv3')]`, or, in the place of the 3x3 convolution,
-`conv2=dict(type='mmsb.SK')`. `ratio` divides the number of channels in all of them.
+Each is built from a config in a slot of the residual block (mmsb.models.bottleneck):
+`plugins=[dict(cfg=dict(type='mmsb.SE'), position='after_conv3')]`, or `conv2=dict(type='mmsb.SK')` to replace the 3x3
+convolution. In every block, `ratio` divides the number of channels.
 """
 
 from .bat import BAT

@@ -1,9 +1,9 @@
-"""Bilinear attentional transform: the map is multiplied from both sides by matrices that are predicted from it.
+"""Bilinear attentional transform: multiply the map from both sides by matrices predicted from it.
 
 Source: Chi et al., "Non-Local Neural Networks With Grouped Bilinear Attentional Transforms", CVPR 2020; names and
-initial values are those of timm's `BatNonLocalAttn`, sizes those of BAT-ResNet-50. The same function as timm's, which
-multiplies by matrices of H x H and W x W, mostly zeros: the Kronecker products of S x S ones with the identity. Here
-the S x S ones act on the S blocks of the map.
+initial values follow timm's `BatNonLocalAttn`, sizes follow BAT-ResNet-50. It computes the same function as timm's.
+timm multiplies by H x H and W x W matrices that are mostly zeros: Kronecker products of S x S matrices with the
+identity. Here the S x S matrices act directly on the S blocks of the map.
 """
 
 import torch
@@ -19,20 +19,20 @@ from mmsb.registry import MODELS
 class BAT(nn.Module):
     """1x1 conv to C / ratio, transform, 1x1 conv to C, each conv with norm and ReLU; dropout of channels; sum.
 
-    The transform cuts the map into S x S blocks, mixes the S rows of blocks by one matrix and the S columns by
-    another, and ends in a 1x1 conv with norm and ReLU. Each group of channels has its own matrices: computed from
-    maxima over the rows (columns) of blocks by a convolution and a sigmoid, and normalised to sum 1.
+    The transform divides the map into S x S blocks, mixes the S rows of blocks with one matrix and the S columns with
+    another, and ends in a 1x1 conv with norm and ReLU. Each group of channels has its own matrices: a convolution and
+    a sigmoid compute them from maxima over the rows (columns) of blocks, and they are normalised to sum to 1.
 
     Args:
         in_channels: C.
-        block_size: S; height and width of the maps are multiples of it.
-        groups: of channels.
-        ratio: the reduction.
-        drop_rate: of the dropout.
+        block_size: S; the height and width of the maps must be multiples of it.
+        groups: number of channel groups.
+        ratio: channel reduction ratio.
+        drop_rate: dropout probability.
 
     Raises:
-        ValueError: for a ratio that leaves no channel, groups that do not divide them, and maps whose sides are no
-            multiples of S.
+        ValueError: if the ratio leaves no channel, groups does not divide the inner channels, or the sides of the
+            maps are not multiples of S.
     """
 
     @known_options
@@ -56,7 +56,7 @@ class BAT(nn.Module):
         if x.shape[-2] % size or x.shape[-1] % size:
             raise ValueError(
                 f'BAT of block_size {size} needs maps whose sides are multiples of {size}, '
-                f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or build it with another block_size'
+                f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or set another block_size'
             )
         y = self.block.conv2(self.block.ba(self.block.conv1(x)))
         return self.block.dropout(y) + x

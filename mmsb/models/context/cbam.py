@@ -1,7 +1,7 @@
-"""Convolutional block attention: the channels are scaled, then the positions, both from means and maxima.
+"""Convolutional block attention: scale the channels, then the positions, based on means and maxima.
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", arXiv:1807.06521, equations 2 and 3; the block is
-timm's `CbamModule`. Differs from the paper: a batch norm behind the 7x7 convolution, as in the authors' code.
+timm's `CbamModule`. Differs from the paper: a batch norm after the 7x7 convolution, as in the authors' code.
 """
 
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ class CBAM(nn.Module):
 
     Args:
         in_channels: C.
-        ratio: the reduction.
+        ratio: channel reduction ratio.
 
     Raises:
-        ValueError: for a ratio that leaves no channel.
+        ValueError: if the ratio leaves no channel.
     """
 
     @known_options

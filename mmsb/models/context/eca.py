@@ -1,4 +1,4 @@
-"""Efficient channel attention: each channel is scaled by a short convolution along the channels' means.
+"""Efficient channel attention: scale each channel by a short convolution along the channel means.
 
 Source: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", arXiv:1910.03151,
 equations 9 and 12; the block is timm's `EcaModule`.
@@ -12,7 +12,7 @@ from mmsb.registry import MODELS
 
 @MODELS.register_module()
 class ECA(nn.Module):
-    """Global mean, Conv1d along the channels, sigmoid; times the input. The kernel grows with the logarithm of C.
+    """Global mean, Conv1d along the channels, sigmoid; times the input. The kernel size grows with the logarithm of C.
 
     Args:
         in_channels: C.

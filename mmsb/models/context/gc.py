@@ -1,4 +1,4 @@
-"""Global context: one vector, computed from an attention-weighted mean over all positions, is added to each of them.
+"""Global context: add one vector, computed from an attention-weighted mean over all positions, to each position.
 
 Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", arXiv:1904.11492, equation
 4; the block is mmcv's `ContextBlock`.
@@ -13,17 +13,17 @@ from mmsb.registry import MODELS
 
 @MODELS.register_module()
 class GC(ContextBlock):
-    """Softmax over all positions of a 1x1 conv to one map; mean weighted by it; 1x1 conv to C / ratio, layer norm,
-    ReLU, 1x1 conv to C; sum.
+    """1x1 conv to one map; softmax over its positions; mean weighted by it; 1x1 conv to C / ratio, layer norm, ReLU,
+    1x1 conv to C; sum.
 
-    The last convolution starts at zero: at first the block changes nothing.
+    The last convolution is initialised to zero, so the block starts as the identity.
 
     Args:
         in_channels: C.
-        ratio: the reduction.
+        ratio: channel reduction ratio.
 
     Raises:
-        ValueError: for a ratio that leaves no channel.
+        ValueError: if the ratio leaves no channel.
     """
 
     _abbr_ = 'gc'  # its name in a block
@@ -34,5 +34,5 @@ class GC(ContextBlock):
         super().__init__(in_channels, ratio=(planes + 0.5) / in_channels)  # mmcv rounds the product down
 
     def init_weights(self) -> None:
-        """Set what mmcv sets; a network around it may have overwritten it."""
+        """Restore mmcv's initial values, which the enclosing network may have overwritten."""
         self.reset_parameters()

@@ -1,9 +1,10 @@
-"""Gather-excite: each channel is scaled by what a depth-wise convolution as large as the map gathers from it.
+"""Gather-excite: scale each channel by a depth-wise convolution as large as the map.
 
 Source: Hu et al., "Gather-Excite: Exploiting Feature Context in CNNs", arXiv:1810.12348, section 3.3: parametric,
-global extent (GE-theta). Our own, since timm's `GatherExcite` pads its global kernel, so that it does not gather to
-one value, and its parametric kinds cannot be built in timm 1.0.31 (TypeError). Differs from the paper: the convolution
-has a bias beside its batch norm, as the table of the spatial bias paper counts it (31.12 M; without it 31.11 M).
+global extent (GE-theta). Implemented here because timm's `GatherExcite` pads its global kernel, so it does not
+gather to one value, and its parametric variants cannot be built in timm 1.0.31 (TypeError). Differs from the paper: the
+convolution has a bias in addition to its batch norm, to match the parameter count in the spatial bias paper (31.12 M;
+without it 31.11 M).
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ from mmsb.registry import MODELS
 class GE(nn.Module):
     """Depth-wise convolution as large as the map, batch norm, sigmoid; times the input.
 
-    The kernel has the size of the map: a network with GE accepts images of one size only.
+    The kernel is as large as the map, so a network with GE accepts images of one size only.
 
     Args:
         in_channels: C.
-        extent: height and width of the maps; one number for square ones.
+        extent: height and width of the maps; one integer for square maps.
 
     Raises:
-        ValueError: for an extent below 1, and maps of another size; in training on one image.
+        ValueError: if the extent is below 1, the maps have another size, or a training batch has one image.
     """
 
     @known_options
@@ -43,7 +44,7 @@ class GE(nn.Module):
         if tuple(x.shape[-2:]) != self.extent:
             raise ValueError(
                 f'GE of extent {self.extent[0]} x {self.extent[1]} accepts maps of this size only, '
-                f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or build it with another extent'
+                f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or set another extent'
             )
         check_batch('GE', self.norm, len(x))
         return x * self.norm(self.conv(x)).sigmoid()

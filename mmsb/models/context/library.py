@@ -1,4 +1,4 @@
-"""What the blocks have in common: plain layers in the place of timm's, and checks of what a user passes."""
+"""Shared code of the blocks: plain layers to replace timm's, and argument checks."""
 
 from collections import OrderedDict
 
@@ -8,16 +8,16 @@ from mmsb.options import positive_integer
 
 
 def conv_norm_act(in_channels: int, channels: int) -> nn.Sequential:
-    """Make a 1x1 convolution, a batch norm and a ReLU, with the names that they have in timm."""
+    """Make a 1x1 convolution, a batch norm and a ReLU, named as in timm."""
     conv = nn.Conv2d(in_channels, channels, 1, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels), act=nn.ReLU(inplace=True)))
 
 
 def plain_norms(block: nn.Module) -> nn.Module:
-    """Replace each of timm's convolutions with norm and activation by a Sequential of plain layers.
+    """Replace each of timm's ConvNormAct modules with a Sequential of plain layers.
 
-    timm's batch norm contains the activation. Tools that replace batch norms (SyncBatchNorm, fuse_conv_bn) would drop
-    it silently. Names and values stay timm's; `block` itself is changed and returned.
+    timm's batch norm contains the activation, so tools that replace batch norms (SyncBatchNorm, fuse_conv_bn) would
+    silently drop it. Names and values do not change; `block` is modified in place and returned.
     """
     for name, child in block.named_children():
         if type(child).__name__ != 'ConvNormAct':
@@ -33,7 +33,7 @@ def reduced_channels(block: str, channels: int, ratio: int, at_least: int = 0) -
     """Divide the number of channels by `ratio`, rounded down.
 
     Raises:
-        ValueError: if no channel is left, or ratio is not a positive integer.
+        ValueError: if no channel is left, or if ratio is not a positive integer.
     """
     reduced = max(channels // positive_integer(f'ratio of {block}', ratio), at_least)
     if reduced < 1:
@@ -42,13 +42,13 @@ def reduced_channels(block: str, channels: int, ratio: int, at_least: int = 0) -
 
 
 def check_batch(block: str, norm: nn.Module, batch_size: int) -> None:
-    """Check that a batch norm of vectors has a batch to take statistics of.
+    """Check that the batch is large enough for a batch norm over one value per channel and image.
 
     Raises:
-        ValueError: if it is in training and has one image.
+        ValueError: if the norm is in training mode and the batch has one image.
     """
     if norm.training and batch_size < 2 and not isinstance(norm, nn.SyncBatchNorm):
         raise ValueError(
             f'{block} needs at least 2 images a process in training, got {batch_size}: '
-            'its batch norm has one value of each channel an image (evaluate it, or set norm_eval=True)'
+            'its batch norm sees one value per channel and image (use eval mode, or set norm_eval=True)'
         )

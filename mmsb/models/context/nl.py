@@ -1,9 +1,9 @@
-"""Non-local block: each position adds a weighted mean over all positions, weighted by a softmax of dot products.
+"""Non-local block: add to each position a mean over all positions, weighted by a softmax of dot products.
 
 Source: Wang et al., "Non-local Neural Networks", arXiv:1711.07971, equations 1, 4 and 6, embedded Gaussian; the block
-is mmcv's `NonLocal2d`. Differs from the paper: the dot products are divided by the root of the inner width, as in the
-authors' code. Differs from mmcv: the output projection keeps its bias beside the batch norm, as the others have one
-(32.92 M in the table of spatial bias; without it 32.91 M).
+is mmcv's `NonLocal2d`. Differs from the paper: the dot products are divided by the square root of the inner width, as
+in the authors' code. Differs from mmcv: the output projection has a bias in addition to its batch norm, like the other
+projections (32.92 M parameters in the spatial bias paper; without it 32.91 M).
 """
 
 import torch
@@ -19,15 +19,15 @@ from mmsb.registry import MODELS
 class NL(NonLocal2d):
     """1x1 convs theta, phi and g to C / ratio; softmax(theta phi^T / sqrt(C / ratio)) g; 1x1 conv to C, norm; sum.
 
-    The scale of the norm starts at zero: at first the block changes nothing.
+    The scale of the norm is initialised to zero, so the block starts as the identity.
 
     Args:
         in_channels: C.
-        ratio: the reduction.
-        norm_cfg: norm of the output projection; None: batch norm.
+        ratio: channel reduction ratio.
+        norm_cfg: norm of the output projection; None means batch norm.
 
     Raises:
-        ValueError: for a ratio that leaves no channel.
+        ValueError: if the ratio leaves no channel.
     """
 
     _abbr_ = 'nl'  # its name in a block

@@ -1,7 +1,7 @@
-"""Reduced non-local block: the non-local block on average-pooled features, the sum at full size.
+"""Reduced non-local block: the non-local term of average-pooled features, upsampled and added at full size.
 
 Source: Go & Ryu, "Spatial Bias for Attention-free Non-local Neural Networks", arXiv:2302.12505, table 10.
-The paper does not say how the result gets back to full size; here bilinearly, as its spatial bias does.
+The paper does not specify the upsampling; it is bilinear here, as in its spatial bias.
 """
 
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class ReducedNL(NL):
         norm_cfg: as in NL.
 
     Raises:
-        ValueError: for a pool size below 1, and a ratio that leaves no channel.
+        ValueError: if the pool size is below 1, or the ratio leaves no channel.
     """
 
     _abbr_ = 'reduced_nl'  # its name in a block

@@ -1,7 +1,7 @@
-"""Squeeze-and-excitation: each channel is scaled by what two linear layers compute from the means of all channels.
+"""Squeeze-and-excitation: scale each channel by the output of two linear layers on the means of all channels.
 
-Source: Hu et al., "Squeeze-and-Excitation Networks", arXiv:1709.01507, equations 2 to 4; names and initial values are
-those of MMPretrain's `SELayer`.
+Source: Hu et al., "Squeeze-and-Excitation Networks", arXiv:1709.01507, equations 2 to 4; names and initial values
+follow MMPretrain's `SELayer`.
 """
 
 from collections import OrderedDict
@@ -20,10 +20,10 @@ class SE(nn.Module):
 
     Args:
         in_channels: C.
-        ratio: the reduction.
+        ratio: channel reduction ratio.
 
     Raises:
-        ValueError: for a ratio that leaves no channel.
+        ValueError: if the ratio leaves no channel.
     """
 
     @known_options

@@ -1,9 +1,9 @@
-"""Selective kernel: a 3x3 convolution and one of twice its dilation, and for each channel a softmax between the two.
+"""Selective kernel: weight a 3x3 convolution and one of twice its dilation by a softmax for each channel.
 
 Source: Li et al., "Selective Kernel Networks", arXiv:1903.06586, section 3.1; the block is timm's `SelectiveKernel`.
-The block is the paper's. In SBResNet it replaces the 3x3 convolution only, so it is followed by that one's batch norm
-and ReLU: 2 numbers a channel more than in SKNet. The table of the spatial bias paper counts this structure (27.49 M;
-timm's `skresnext50_32x4d` has 27.48 M).
+In SBResNet the block replaces only the 3x3 convolution, so the batch norm and ReLU of that convolution follow it: 2
+parameters per channel more than in SKNet. The spatial bias paper counts this structure (27.49 M; timm's
+`skresnext50_32x4d` has 27.48 M).
 """
 
 from torch import Tensor, nn
@@ -19,22 +19,22 @@ _MIN_CHANNELS = 32  # L in the paper
 class SK(nn.Module):
     """Two grouped 3x3 convs of dilation d and 2d, each with norm and ReLU; their weighted sum, channel by channel.
 
-    The weights: global mean of the sum of both, 1x1 conv to max(C / ratio, 32), norm, ReLU, 1x1 conv to 2C, softmax
-    over the two. It is built like a convolution: the residual block passes all arguments but `ratio`.
+    Weights: global mean of the sum of both, 1x1 conv to max(C / ratio, 32), norm, ReLU, 1x1 conv to 2C, softmax over
+    the two. The constructor is that of a convolution: the residual block passes every argument except `ratio`.
 
     Args:
         in_channels: channels of the input.
         out_channels: C.
-        kernel_size: 3.
-        stride: of both convolutions.
-        padding: equal to dilation.
+        kernel_size: must be 3.
+        stride: stride of both convolutions.
+        padding: must equal dilation.
         dilation: d.
-        groups: of both convolutions.
-        bias: False.
-        ratio: the reduction.
+        groups: groups of both convolutions.
+        bias: must be False.
+        ratio: channel reduction ratio.
 
     Raises:
-        ValueError: for an unsupported geometry, and a ratio that leaves no channel; in training on one image.
+        ValueError: if the geometry is unsupported, the ratio leaves no channel, or a training batch has one image.
     """
 
     @known_options

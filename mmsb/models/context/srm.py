@@ -1,8 +1,8 @@
-"""Style-based recalibration: each channel is scaled according to its own mean and standard deviation.
+"""Style-based recalibration: scale each channel according to its own mean and standard deviation.
 
 Source: Lee et al., "SRM: A Style-based Recalibration Module for Convolutional Neural Networks", arXiv:1903.10829,
-section 3.1. Differs from the paper: a small constant under the root of the standard deviation, as in the authors' code,
-without which a constant channel has no gradient.
+section 3.1. Differs from the paper: a small constant under the square root of the standard deviation, as in the
+authors' code; without it a constant channel has no finite gradient.
 """
 
 import torch
@@ -19,13 +19,13 @@ _EPS = 1e-5
 class SRM(nn.Module):
     """Mean and standard deviation of each channel, two weights of its own, batch norm, sigmoid; times the input.
 
-    Four numbers a channel. The weights start at zero, so that every channel is scaled by 1/2, as in the authors' code.
+    Four parameters per channel. The weights start at zero, so every channel is scaled by 1/2, as in the authors' code.
 
     Args:
         in_channels: C.
 
     Raises:
-        ValueError: in training on one image.
+        ValueError: if a training batch has one image.
     """
 
     @known_options
