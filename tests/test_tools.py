@@ -123,7 +123,7 @@ BAD_INPUT = {
     ),
     'annotation file that is not there': (
         [DIGITS, '--cfg-options', 'val_dataloader.dataset.ann_file=no.txt'],
-        "annotation file 'data/demo/digits/no.txt' of val_dataloader.dataset does not exist: put it there, or say "
+        "annotation file 'data/demo/digits/no.txt' of val_dataloader.dataset does not exist: put it there, or pass "
         '--cfg-options val_dataloader.dataset.ann_file=FILE',
     ),
     'broken image': (
