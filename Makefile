@@ -1,14 +1,14 @@
-# Everything works in .venv at the root; each target makes what it needs and nothing else. Nothing is compiled.
+# All targets use .venv at the root, and each installs only what it needs. Nothing is compiled (except for test-ops).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := python -m pip --disable-pip-version-check install --quiet
-# From setuptools 82 on the pkg_resources is missing that mmengine imports.
+# setuptools 82 removed pkg_resources, which mmengine imports.
 SETUPTOOLS := 'setuptools>=80,<82'
-# A compiled mmcv in pip's cache may be one for another PyTorch.
+# pip's cache may hold an mmcv that was compiled for another PyTorch.
 LIGHT := --no-cache-dir
 export MMCV_WITH_OPS := 0
-# Syntax that an old Python reads too: it says its version instead of failing on a package.
+# The check must also parse on an old Python, which then reports its version instead of failing on a package.
 define NEW_VENV
 @$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: mmsb needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 $(PYTHON) -m venv
@@ -18,7 +18,7 @@ PYTEST := python -m pytest -n 2 --dist loadfile tests
 .PHONY: demo test test-stock test-newest test-ops bench chaos lint format golden docs dist
 .DELETE_ON_ERROR:
 
-# What users install: PyTorch, the OpenMMLab family, mmsb.
+# What users install: PyTorch, the OpenMMLab libraries and mmsb.
 $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/runtime.txt setup.py
 	$(NEW_VENV) $(VENV)
 	$(BIN)/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
@@ -33,14 +33,14 @@ $(VENV)/full: $(VENV)/light requirements/dev.txt
 	$(BIN)/$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
-# What spatial bias does that a plain ResNet can't: trains both, prints a table, draws into work_dirs/demo.
+# Shows a task that spatial bias solves and a plain ResNet can't: trains both, prints a table, plots to work_dirs/demo.
 demo: $(VENV)/light
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/full
 	$(BIN)/$(PYTEST)
 
-# Other sets of packages, each in an environment of its own; docs/packages.md says which were run, and when.
+# Other sets of packages, each in its own environment; docs/packages.md lists which were tested, and when.
 .venv-newest/ready: requirements/mminstall.txt requirements/runtime.txt requirements/dev.txt setup.py
 	$(NEW_VENV) .venv-newest
 	.venv-newest/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
@@ -60,14 +60,14 @@ test: $(VENV)/full
 test-newest: .venv-newest/ready
 	.venv-newest/bin/$(PYTEST)
 
-# OpenMMLab's own packages on the oldest PyTorch that mmsb supports, and on the newest that they run with.
+# OpenMMLab's own packages on the oldest PyTorch that mmsb supports and on the newest that they work with.
 test-stock: test-stock-oldest test-stock-newest
 
 test-stock-%: .venv-stock-%/ready
 	.venv-stock-$*/bin/$(PYTEST)
 
-# mmsb.ops against mmcv's own compiled kernels. Needs a C++ compiler and half an hour; PyTorch 2.12 is the last whose headers
-# these kernels compile with.
+# Compares mmsb.ops with mmcv's own compiled kernels. Needs a C++ compiler and half an hour. PyTorch 2.12 is the last
+# version whose headers these kernels compile with.
 .venv-ops/ready: requirements/mminstall.txt requirements/runtime.txt setup.py
 	$(NEW_VENV) .venv-ops
 	.venv-ops/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel ninja pytest
@@ -80,7 +80,7 @@ test-stock-%: .venv-stock-%/ready
 test-ops: .venv-ops/ready
 	.venv-ops/bin/python -m pytest tests/ops/compare.py
 
-# What the networks cost, counted and measured; a few minutes on a CPU. For figures to report see "Speed" in README.md.
+# Counts and measures what the networks cost; a few minutes on a CPU. For figures to report, see "Speed" in README.md.
 BENCH := work_dirs/bench
 
 bench: $(VENV)/light
@@ -89,7 +89,7 @@ bench: $(VENV)/light
 	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
 		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
 
-# What a training survives: faults of many kinds, here and with stock mmengine; some 17 minutes on a CPU.
+# Tests which faults a training survives, with mmsb and with stock mmengine; about 17 minutes on a CPU.
 chaos: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m chaos.campaign --json work_dirs/chaos.json
 
@@ -103,11 +103,11 @@ format: $(VENV)/full
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Count all shipped models anew; the difference is for a human to judge.
+# Recounts all shipped models; review the diff by hand.
 golden: $(VENV)/full
 	$(BIN)/python tools/analysis/complexity.py --all --json tests/golden/complexity.json
 
-# The site, into docs/_build/html, without the network; a warning is an error.
+# Builds the site offline into docs/_build/html, with warnings as errors.
 $(VENV)/docs: $(VENV)/light requirements/docs.txt
 	$(BIN)/$(INSTALL) -r requirements/docs.txt
 	@touch $@
@@ -116,8 +116,8 @@ docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# sdist and wheel into dist/, checked, and the wheel used. Its environment is empty but for the wheel, and borrows what the
-# wheel depends on from .venv through a .pth file: seconds, not gigabytes. The editable mmsb in .venv is not seen by it.
+# Builds sdist and wheel into dist/, checks them, and uses the wheel. Only the wheel is installed in its environment, which
+# borrows the dependencies from .venv through a .pth file to save gigabytes. It does not see the editable mmsb in .venv.
 $(VENV)/dist: $(VENV)/light requirements/dist.txt
 	$(BIN)/$(INSTALL) -r requirements/dist.txt
 	@touch $@

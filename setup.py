@@ -1,6 +1,7 @@
-"""Packaging: static metadata, and the configs and tools that a wheel carries in `mmsb/.mim`, as OpenMMLab's do.
+"""Packaging: static metadata, plus the configs and tools that the wheel contains in `mmsb/.mim`, as OpenMMLab's do.
 
-The mm* packages are the extra `mminstall` and not hard requirements: pip would lay OneDL's over the stock ones.
+The mm* packages are in the extra `mminstall` and are not hard requirements, because pip would install OneDL's over the
+stock ones.
 """
 
 import re
@@ -16,20 +17,20 @@ RESOURCES = ('configs', 'tools', 'model-index.yml')
 
 
 def requirements(name: str) -> list[str]:
-    """Read requirements/<name>.txt without its comments."""
+    """Read the requirements in requirements/<name>.txt, without comments."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line for line in (line.partition('#')[0].strip() for line in lines) if line]
 
 
 class BuildWithResources(build_py):
-    """Copy configs, tools and the model index into mmsb/.mim, but leave an editable installation to the root's own."""
+    """Copy configs, tools and the model index into mmsb/.mim, except in an editable installation, which has its own."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
         target = Path(self.build_lib, 'mmsb', '.mim')
-        shutil.rmtree(target, ignore_errors=True)  # build/ keeps what an earlier build left there
+        shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left files there
         for name in RESOURCES:
             source = ROOT / name
             if source.is_dir():
@@ -39,15 +40,15 @@ class BuildWithResources(build_py):
 
 
 class WheelForMim(bdist_wheel):
-    """Repeat .mim in the wheel's dist-info folder.
+    """Copy .mim into the wheel's dist-info folder as well.
 
-    onedl-mim (0.5.1) takes the folder of the first row of the installed RECORD for the package's. pip sorts the rows,
-    and `mmsb-<version>.dist-info/` comes before `mmsb/`.
+    onedl-mim (0.5.1) takes the folder in the first row of the installed RECORD to be the package. pip sorts the rows,
+    so that `mmsb-<version>.dist-info/` comes before `mmsb/`.
     """
 
     def run(self) -> None:
         super().run()
-        # In an editable installation mim looks for a config below the root and refuses a name that is there twice.
+        # In an editable installation, mim searches the whole root for a config and rejects a name that it finds twice.
         shutil.rmtree(Path(self.get_finalized_command('build_py').build_lib, 'mmsb', '.mim'))
 
     def write_wheelfile(self, wheelfile_base: str, *args, **kwargs) -> None:
@@ -59,7 +60,7 @@ class WheelForMim(bdist_wheel):
 
 readme = ROOT / 'README.md'
 setup(
-    # The same as the module: mim and mmengine look a package up by its distribution's name (`mim train mmsb ...`).
+    # The same as the module's: mim and mmengine look up packages by distribution name (`mim train mmsb ...`).
     name='mmsb',
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmsb' / 'version.py').read_text())[1],
     description='Spatial bias, attention-free global context for convolutional networks, on the OpenMMLab family',

@@ -1,4 +1,4 @@
-"""Spatial bias, attention-free global context for convolutional networks, on the OpenMMLab family.
+"""Spatial bias: attention-free global context for convolutional networks, built on the OpenMMLab libraries.
 
 Source: Go & Ryu, "Spatial Bias for Attention-free Non-local Neural Networks", arXiv:2302.12505.
 """

@@ -1,4 +1,4 @@
-"""From a config file to a config, and from there to a network; nothing is trained or written."""
+"""Reads configs and builds their networks; trains and writes nothing."""
 
 import importlib.util
 
@@ -17,9 +17,13 @@ LIBRARIES = {
 
 
 def read_config(path: str) -> Config:
-    """Read a config file; a mistake in it is named with the file.
+    """Read a config file; errors in it name the file.
 
-    From here on mmengine reads checkpoints as data: some networks of the libraries load one when they are built.
+    This also makes mmengine load checkpoints as data from now on, because some of the libraries' networks load one
+    while they are built.
+
+    Raises:
+        ValueError: the config can't be read or has no model.
     """
     install_reader()
     try:
@@ -32,18 +36,22 @@ def read_config(path: str) -> Config:
 
 
 def check_library(cfg: Config) -> None:
-    """Check that the library of a config is installed."""
+    """Check that the library of a config is installed.
+
+    Raises:
+        ImportError: it is not, or detection lacks `mmcv._ext`.
+    """
     scope = cfg.get('default_scope') or 'mmengine'
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
         raise ImportError(f'this config needs {scope}, which is not installed: install {LIBRARIES[scope]}')
     if scope == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
         raise ImportError(
-            'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off leaves out its stand-in: unset MMSB_OPS'
+            'detection needs mmcv._ext, which this mmcv lacks, and MMSB_OPS=off disables its stand-in: unset MMSB_OPS'
         )
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build the network of a config as the runner does: with the config's data preprocessor."""
+    """Build the network of a config as the runner does, including the config's data preprocessor."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = dict(cfg.model)
     if cfg.get('data_preprocessor'):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their hashes."""
+"""Atomic file writes, and file hashes."""
 
 import hashlib
 import os
@@ -9,10 +9,10 @@ CHUNK_BYTES = 1 << 20
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal digits.
+    """Compute the SHA-256 of a file, as hexadecimal digits.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
@@ -22,14 +22,14 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Replace a file in one step: whole or not at all, also after a power failure. Several processes may do so.
+    """Write or replace a file atomically, even across a power failure or with several processes writing it.
 
     Args:
-        path: of the file.
-        write: gets the path of an unfinished file beside it, `.NAME.PID.tmp`.
+        path: the file.
+        write: called with the path of a temporary file in the same folder, `.NAME.PID.tmp`, which it must write.
 
     Raises:
-        OSError: it can't be written; the old file is as it was. Likewise for whatever `write` raises.
+        OSError: the file can't be written. After this, or any error that `write` raises, the old file is unchanged.
     """
     path = Path(path)
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -40,11 +40,11 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    _sync(path.parent)  # else the rename itself may be lost
+    _sync(path.parent)  # otherwise the rename itself may be lost
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace a text file in one step, as `write_whole` does."""
+    """Write or replace a text file atomically, as `write_whole` does."""
     write_whole(path, lambda unfinished: unfinished.write_text(text))
 
 

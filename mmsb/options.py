@@ -1,4 +1,4 @@
-"""Checks of what a user hands in, and what is told of it: what was wrong, the value, and what is valid, in one line."""
+"""Validates user input; every error is one line that names the problem, the value and the valid ones."""
 
 import difflib
 import functools
@@ -10,7 +10,7 @@ def choose(name: str, value, valid: Iterable):
     """Return `value` if it is one of `valid`.
 
     Raises:
-        ValueError: otherwise; names the option, the value and the valid ones.
+        ValueError: it is not; the message names the option, the value and the valid ones.
     """
     valid = list(valid)
     if value not in valid:
@@ -19,10 +19,10 @@ def choose(name: str, value, valid: Iterable):
 
 
 def check_keys(owner: str, keys: Iterable[str], valid: Iterable[str]) -> None:
-    """Check that all `keys` are among the `valid` ones.
+    """Check that all `keys` are valid.
 
     Raises:
-        ValueError: for the first unknown key; names the nearest valid one, and all of them.
+        ValueError: a key is unknown; the message suggests the closest valid one and lists them all.
     """
     valid = list(valid)
     for key in keys:
@@ -33,9 +33,9 @@ def check_keys(owner: str, keys: Iterable[str], valid: Iterable[str]) -> None:
 
 
 def known_options(init: Callable) -> Callable:
-    """Let an `__init__` answer a misspelt keyword as `check_keys` does.
+    """Make an `__init__` report an unknown keyword as `check_keys` does.
 
-    Python's own message does not list the valid names, and a config with 25 of them needs the list.
+    Python's own message does not list the valid names, which a class with 25 options needs.
     """
     parameters = list(inspect.signature(init).parameters)
     valid = parameters[1:]  # without self
@@ -49,9 +49,9 @@ def known_options(init: Callable) -> Callable:
 
 
 def one_line(error: Exception) -> str:
-    """Return the text of an exception in one line, or its type if it has none."""
+    """Return the message of an exception as one line, or the name of its type if the message is empty."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    if text.startswith('Caught ') and 'Original Traceback' in text:  # from a worker of a dataloader
+    if text.startswith('Caught ') and 'Original Traceback' in text:  # raised in a dataloader worker
         text = text.splitlines()[-1]
     return ' '.join(text.split()) or type(error).__name__
 
@@ -60,7 +60,7 @@ def positive_integer(name: str, value) -> int:
     """Return `value` if it is an integer of at least 1.
 
     Raises:
-        ValueError: otherwise; names the option and the value.
+        ValueError: it is not; the message names the option and the value.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')

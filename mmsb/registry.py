@@ -1,6 +1,6 @@
-"""The registries of mmsb: the only place that knows where its parts are.
+"""The registries of mmsb, and the only place that lists the modules to search.
 
-A type written as `mmsb.SBResNet` is found from the configs of every OpenMMLab library, without `custom_imports`.
+The config of any OpenMMLab library can name a type such as `mmsb.SBResNet` without `custom_imports`.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS

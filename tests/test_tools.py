@@ -319,7 +319,7 @@ def test_plain_weights_become_a_checkpoint_of_the_same_function(biased, tmp_path
     [
         ((DIGITS, 'none.pth', 'out.pth'), "checkpoint 'none.pth' does not exist"),
         ((DIGITS, 'plain.pth', 'none/out.pth'), "the folder of the output 'none/out.pth' does not exist"),
-        ((CUE, 'plain.pth', 'out.pth'), 'is not of a classifier with an mmsb backbone'),
+        ((CUE, 'plain.pth', 'out.pth'), 'is not a classifier with an mmsb backbone'),
         ((DIGITS, 'plain.pth', 'out.pth'), "checkpoint 'plain.pth' does not fit"),
         ((DIGITS, 'headless.pth', 'out.pth'), "checkpoint 'headless.pth' does not fit: it has no fc.weight"),
     ],

@@ -1,8 +1,8 @@
-"""Look at every sample that a config names, before a training does: what would end the run or spoil it hours later.
+"""Check every sample that a config uses, to find before training what would stop or spoil the run hours later.
 
 python tools/check_data.py configs/coco/faster-rcnn_sb-r50_fpn_1x_coco.py [--workers 16] [--json findings.json]
 
-Exit code 1 if there are errors. A warning is of what the library skips or clips by itself.
+The exit code is 1 if there are errors. Warnings are about data that the library itself skips or clips.
 """
 
 import logging
@@ -16,9 +16,9 @@ from mmsb.engine.launcher import config_parser, load_config, run_tool
 
 
 def parse_args():
-    parser = config_parser('Check the data of a config: files, images, masks, boxes, labels.')
-    parser.add_argument('--workers', type=int, metavar='N', help='threads that read images (default: one a core)')
-    parser.add_argument('--json', metavar='FILE', help='write all findings as json')
+    parser = config_parser('Check the data of a config: files, images, masks, boxes and labels.')
+    parser.add_argument('--workers', type=int, metavar='N', help='reader threads (default: one per core, at most 16)')
+    parser.add_argument('--json', metavar='FILE', help='write all findings as JSON')
     args = parser.parse_args()
     check_folders(parser, args, 'json')
     return args
@@ -26,7 +26,7 @@ def parse_args():
 
 def main() -> None:
     args = parse_args()
-    logging.disable(logging.WARNING)  # the findings say it, with the file
+    logging.disable(logging.WARNING)  # the findings report the same, with the file
     cfg = load_config(args, lambda cfg: None)
     check_library(cfg)
     reports = check_and_print(cfg, workers=args.workers)

@@ -1,6 +1,7 @@
-"""Make a checkpoint of a classification config out of a plain ResNet's weights, without training.
+"""Convert a plain ResNet's weights to a checkpoint of a classification config, without training.
 
-With spatial bias the result computes the plain function: a classifier to test, to fine-tune or to predict with.
+With spatial bias, the result computes the same function as the plain network: a classifier ready for testing,
+fine-tuning or prediction.
 
 python tools/convert_weights.py configs/imagenet/sb-resnet50_b256-100e_in1k.py resnet50.pth sb-resnet50.pth
 """
@@ -21,17 +22,17 @@ from mmsb.version import __version__
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Make a checkpoint of a config out of a plain ResNet's weights.")
+    parser = argparse.ArgumentParser(description="Convert a plain ResNet's weights to a checkpoint of a config.")
     parser.add_argument('config', help='classification config with an mmsb backbone')
-    parser.add_argument('checkpoint', help='plain weights with the head: of torchvision, timm or MMPretrain')
+    parser.add_argument('checkpoint', help='plain weights, including the head, from torchvision, timm or MMPretrain')
     parser.add_argument('out', help='file to write')
-    parser.add_argument('--seed', type=int, default=0, help='of the weights that are new (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the new weights (default: %(default)s)')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    logging.disable(logging.INFO)  # what the libraries say while they initialise
+    logging.disable(logging.INFO)  # hide what the libraries log while initialising
     require_file(args.checkpoint)
     out = Path(args.out)
     if not out.parent.is_dir():
@@ -39,7 +40,7 @@ def main() -> None:
     cfg = read_config(args.config)
     backbone = cfg.model.get('backbone') or {}
     if cfg.get('default_scope') != 'mmpretrain' or not str(backbone.get('type')).startswith('mmsb.'):
-        raise ValueError(f'config {args.config!r} is not of a classifier with an mmsb backbone')
+        raise ValueError(f'config {args.config!r} is not a classifier with an mmsb backbone')
     backbone.init_cfg = dict(type='Pretrained', checkpoint=args.checkpoint)
     set_random_seed(args.seed)
     model = build_model(cfg)

@@ -1,7 +1,7 @@
-"""The demo: what spatial bias does that a plain ResNet can't, on this machine, in minutes.
+"""The demo: shows, within minutes, a task that spatial bias solves and a plain ResNet can't.
 
-Trains both networks on the long-range cue through tools/train.py, prints a table, and draws learning curves and
-predictions into work_dirs/demo.
+Trains both networks on the long-range cue through tools/train.py, prints a table, and saves plots of learning curves
+and predictions to work_dirs/demo.
 
     python tools/demo.py
 """
@@ -42,7 +42,7 @@ CHANCE = 100 / len(digits.CUE_COLOURS)
 
 
 def train(name: str, config: Path, work_dir: Path) -> float:
-    """Train through the launcher, showing each validation; returns the wall time in seconds."""
+    """Train through the launcher, showing each validation; return the wall time in seconds."""
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir)]
@@ -67,7 +67,7 @@ def train(name: str, config: Path, work_dir: Path) -> float:
 
 
 def show(line: str, passing: bool = False) -> None:
-    """Print a line; one in passing is shown on a terminal only, until the next."""
+    """Print a line; a passing one is shown only on a terminal, and replaced by the next."""
     if not passing:
         print(f'\r{line:<60}' if sys.stdout.isatty() else line, flush=True)
     elif sys.stdout.isatty():
@@ -80,7 +80,7 @@ def scalars(work_dir: Path) -> list[dict]:
 
 
 def curve(work_dir: Path) -> tuple[list[int], list[float]]:
-    """Read the steps and pixel accuracies (%) of the validations."""
+    """Read the steps of the validations and their pixel accuracies in %."""
     points = [(entry['step'], entry['aAcc']) for entry in scalars(work_dir) if 'aAcc' in entry]
     return [step for step, _ in points], [accuracy for _, accuracy in points]
 
@@ -99,17 +99,17 @@ def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) ->
 
 @torch.no_grad()
 def predict(config: Config, checkpoint: Path, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Predict the class of every pixel of RGB images (64, 64, 3)."""
+    """Predict the class of every pixel of RGB images, (64, 64, 3) each."""
     model = build_model(config).eval()
     model.load_state_dict(load_state_dict(str(checkpoint), own=True))
-    batch = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]  # as OpenCV reads: BGR
+    batch = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]  # BGR, as OpenCV
     data = model.data_preprocessor(dict(inputs=batch), training=False)
     logits = model.encode_decode(data['inputs'], [dict(img_shape=image.shape[:2]) for image in images])
     return list(logits.argmax(1).numpy())
 
 
 def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: list, path: Path) -> None:
-    """Draw scenes, and below them the digits in the colours of their true and predicted classes."""
+    """Draw the scenes and, below them, the digits in the colours of their true and predicted classes."""
     palette = np.array(list(digits.CUE_COLOURS.values()), np.uint8)
     figure, axes = plt.subplots(
         len(rows) + 1, len(images), figsize=(1.5 * len(images) + 1.2, 1.5 * (len(rows) + 1)), layout='constrained'
@@ -131,7 +131,7 @@ def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: lis
 
 def main() -> None:
     argparse.ArgumentParser(description='Show what spatial bias does, in minutes; writes work_dirs/demo.').parse_args()
-    logging.disable(logging.WARNING)  # the libraries tell of ops that this task does not use
+    logging.disable(logging.WARNING)  # the libraries warn about operations that this task does not use
     warnings.simplefilter('ignore')
     digits.write('data/demo')
     OUT.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# torchrun for dist_train.sh and dist_test.sh: TOOL N, then the tool's N positional arguments, NUM_GPUS, and the rest.
-# MAX_RESTARTS in the environment: how often all processes are started again when one has failed (default 0).
+# Runs torchrun for dist_train.sh and dist_test.sh.
+#
+#   tools/launch.sh TOOL N [the tool's N positional arguments] NUM_GPUS [further arguments of the tool]
+#
+# MAX_RESTARTS in the environment sets how often all processes are restarted after one fails (default 0).
 set -euo pipefail
 tool=$1 count=$2
 shift 2
@@ -17,10 +20,10 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     exit 1
 fi
 here=$(cd "$(dirname "$0")" && pwd)
-MMSB_STARTED_S=$(date +%s) # processes that are started again go on from what this run has written
+MMSB_STARTED_S=$(date +%s) # restarted processes resume from a checkpoint of this run
 export MMSB_STARTED_S
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
-if [ "${NNODES:-1}" = 1 ]; then # each run takes free ports of its own
+if [ "${NNODES:-1}" = 1 ]; then # each run picks its own free port
     nodes=(--standalone --local-addr=127.0.0.1)
 else
     nodes=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}")

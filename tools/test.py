@@ -1,4 +1,4 @@
-"""Test a trained network by its config.
+"""Test a trained network from its config.
 
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
 """
@@ -10,27 +10,27 @@ from mmengine.config import Config, ConfigDict
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
 
-PAINTERS = {  # by library: its visualizer, its hook
+PAINTERS = {  # per library: its visualizer and its hook
     'mmpretrain': ('UniversalVisualizer', dict(type='VisualizationHook', enable=True, interval=1)),
     'mmdet': ('DetLocalVisualizer', dict(type='DetVisualizationHook', draw=True)),
     'mmseg': ('SegLocalVisualizer', dict(type='SegVisualizationHook', draw=True, interval=1)),
 }
-FOLDER_OPTION = {'mmpretrain': 'out_dir', 'mmdet': 'test_out_dir'}  # of the hook; mmseg's visualizer says the folder
+FOLDER_OPTION = {'mmpretrain': 'out_dir', 'mmdet': 'test_out_dir'}  # of the hook; mmseg's visualizer sets the folder
 
 
 def parse_args():
-    parser = common_parser('Test a trained network by its config.')
+    parser = common_parser('Test a trained network from its config.')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions on the images, into this folder')
+    parser.add_argument('--show-dir', metavar='DIR', help='save images with the predictions drawn to this folder')
     return parser.parse_args()
 
 
 def draw_predictions(cfg: Config, folder: Path) -> None:
-    """Write into the config that its library's own hook draws every prediction."""
+    """Configure the library's own visualization hook to draw every prediction."""
     library = cfg.get('default_scope')
     if library not in PAINTERS:
-        raise ValueError(f'--show-dir draws for {", ".join(PAINTERS)}; default_scope of the config is {library!r}')
+        raise ValueError(f'--show-dir supports {", ".join(PAINTERS)}, but default_scope of the config is {library!r}')
     visualizer, hook = PAINTERS[library]
     cfg.visualizer = {'type': visualizer, 'name': 'visualizer', **cfg.get('visualizer', {}), 'save_dir': str(folder)}
     cfg.visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])

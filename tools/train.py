@@ -1,4 +1,4 @@
-"""Train a network: of MMPretrain, MMDetection or MMSegmentation, by its config.
+"""Train a network of MMPretrain, MMDetection or MMSegmentation from its config.
 
 python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 """
@@ -12,21 +12,21 @@ from mmsb.engine.safety import add_safety, require_work_dir, settle_resume
 
 
 def parse_args():
-    parser = common_parser('Train a network by its config.')
+    parser = common_parser('Train a network from its config.')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help='go on from the newest valid checkpoint of the work dir (auto, the default of the flag), or from PATH',
+        help='resume from the newest valid checkpoint in the work dir (auto, the default value) or from PATH',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (needs a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    parser.add_argument('--check-data', action='store_true', help='look at every sample first; stop if one is broken')
+    parser.add_argument('--check-data', action='store_true', help='first check every sample, and stop on errors')
     parser.add_argument(
-        '--stock-hooks', action='store_true', help="save and resume as mmengine does: the config's own hooks and loops"
+        '--stock-hooks', action='store_true', help="save and resume as mmengine does, with the config's hooks and loops"
     )
-    parser.add_argument('--seed', type=int, help='random seed (default: of the config, or 0)')
+    parser.add_argument('--seed', type=int, help='random seed (default: from the config, else 0)')
     return parser.parse_args()
 
 
@@ -39,7 +39,7 @@ def main() -> None:
                 raise ValueError('--amp needs a GPU, and none is visible')
             kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
             if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-                raise ValueError(f'--amp goes with OptimWrapper, and optim_wrapper.type of the config is {kind!r}')
+                raise ValueError(f'--amp supports OptimWrapper, but optim_wrapper.type of the config is {kind!r}')
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if args.auto_scale_lr:

@@ -1,9 +1,11 @@
-"""Runs the sweep: `python -m benchmarks.upstream`."""
+"""Runs the sweep over upstream's configs and writes its results: `python -m benchmarks.upstream`.
+
+Results are written after each config. With `--folders` the rows of other folders stay, if their packages are the same.
+"""
 
 import argparse
+import json
 import os
-import time
-from collections.abc import Iterable
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -14,63 +16,90 @@ from benchmarks.upstream.page import exceptions, page
 from benchmarks.upstream.processes import run_all
 from benchmarks.upstream.row import prepare, run_row
 from mmsb.analysis.machine import describe
-from mmsb.analysis.report import write_json, write_text
-from mmsb.options import choose
+from mmsb.analysis.report import write_json
+from mmsb.engine.launcher import run_tool
+from mmsb.files import write_text
+from mmsb.options import choose, positive_integer
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {'plain': None, 'spatial_bias': {}}
 MOST_EXCEPTIONS = 5
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='python -m benchmarks.upstream', description=__doc__)
-    parser.add_argument('--folders', nargs='+', metavar='LIBRARY/FOLDER', help='default: all of all libraries')
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        ValueError: for a value that is not valid.
+    """
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.upstream', description=__doc__.splitlines()[0])
+    parser.add_argument('--folders', nargs='+', default=LIBRARIES, metavar='LIBRARY[/FOLDER]', help='default: all')
     parser.add_argument('--json', type=Path, default=ROOT / 'benchmarks/results/upstream.json')
     parser.add_argument('--page', type=Path, default=ROOT / 'docs/upstream.md')
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='rows at a time')
-    parser.add_argument('--limit-s', type=float, default=600, help='seconds after which a row is given up')
-    return parser.parse_args(arguments)
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='networks at a time')
+    parser.add_argument('--limit-s', type=int, default=900, help='seconds after which a network is given up')
+    options = parser.parse_args(arguments)
+    for name in ('jobs', 'limit_s'):
+        positive_integer('--' + name.replace('_', '-'), getattr(options, name))
+    names, options.folders = options.folders, []
+    for name in names:
+        library, _, folder = name.partition('/')
+        valid = folders_of(choose('the library of --folders', library, LIBRARIES))
+        chosen = [choose(f'the folder of {library} in --folders', folder, valid)] if folder else valid
+        options.folders += [(library, folder) for folder in chosen]
+    return options
 
 
-def sweep(folders: Iterable[tuple[str, str]], jobs: int, limit_s: float) -> list[dict]:
-    """Run the configs of folders, each without and with spatial bias, and return a row for each that has a ResNet."""
-    rows = [dict(library=library, folder=folder, config=choose_config(library, folder)) for library, folder in folders]
-    rows = [row for row in rows if row['config']]
-    tasks = [(row['library'], row['config'], bias) for row in rows for bias in VARIANTS.values()]
+def main(arguments: list[str] | None = None) -> None:
+    """Run the sweep.
+
+    Raises:
+        ValueError: for a command line that is not valid, and if more folders fail than may be.
+    """
+    options = parse_options(arguments)
+    rows = {(row['library'], row['config']): row for row in map(_choose, options.folders) if row['config']}
     prepare()
-    results = iter(run_all(run_row, tasks, jobs=jobs, limit_s=limit_s, done=_tell))
-    return [{**row, **{name: next(results) for name in VARIANTS}} for row in rows]
+    about = describe(torch.device('cpu'), seed=0)
+    about |= dict(command='python -m benchmarks.upstream', versions=versions(), operations=operations())
+    results = dict(about=about, folders={library: len(folders_of(library)) for library in LIBRARIES}, rows=[])
+    if len(options.folders) < sum(results['folders'].values()):
+        results['rows'] = _rows_that_stay(options.json, about['versions'], options.folders)
+
+    tasks = [(*key, variant) for key in rows for variant in VARIANTS]
+    for task, result in run_all(_run, tasks, options.jobs, options.limit_s):
+        library, config, variant = task
+        row = rows[library, config]
+        row[variant] = result
+        print(f'{library}/{config} {variant} {result["seconds"]} s: {result["reason"] or "works"}', flush=True)
+        if all(name in row for name in VARIANTS):
+            results['rows'] = sorted([*results['rows'], row], key=_place)
+            write_json(options.json, results)
+
+    write_text(options.page, page(results))
+    failed = len(exceptions(results['rows']))
+    print(f'{len(results["rows"]) - failed} of {len(results["rows"])} folders work: {options.page}')
+    if failed > MOST_EXCEPTIONS:
+        raise ValueError(f'{failed} folders do not work, more than {MOST_EXCEPTIONS}')
 
 
-def _tell(task: tuple, result: dict) -> None:
-    library, config, bias = task
-    kind = 'plain' if bias is None else 'bias'
-    print(f'{library}/{config} {kind} {result["seconds"]} s {result["reason"] or "works"}', flush=True)
+def _choose(folder: tuple[str, str]) -> dict:
+    return dict(library=folder[0], folder=folder[1], config=choose_config(*folder))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
-    every = {library: folders_of(library) for library in LIBRARIES}
-    folders = [(library, folder) for library in LIBRARIES for folder in every[library]]
-    if args.folders:
-        valid = [f'{library}/{folder}' for library, folder in folders]
-        folders = [tuple(choose('each of --folders', name, valid).split('/')) for name in args.folders]
-    start = time.monotonic()
-    rows = sweep(folders, args.jobs, args.limit_s)
-    about = {
-        **describe(torch.device('cpu'), seed=0),
-        'command': 'python -m benchmarks.upstream',
-        'jobs': args.jobs,
-        'minutes': round((time.monotonic() - start) / 60),
-        'versions': versions(),
-        'operations': operations(),
-    }
-    results = dict(about=about, folders={library: len(names) for library, names in every.items()}, rows=rows)
-    write_json(args.json, results)
-    write_text(args.page, page(results))
-    failed = exceptions(rows)
-    print(f'{len(rows) - len(failed)} of {len(rows)} folders work: {args.json}, {args.page}')
-    return int(len(failed) > MOST_EXCEPTIONS)
+def _run(library: str, config: str, variant: str) -> dict:
+    return run_row(library, config, VARIANTS[variant])
+
+
+def _place(row: dict) -> tuple[int, str]:
+    return LIBRARIES.index(row['library']), row['folder']
+
+
+def _rows_that_stay(path: Path, packages: dict, folders: list) -> list[dict]:
+    """Read the rows of other folders from a result file, if there is one of the same packages."""
+    before = json.loads(path.read_text()) if path.is_file() else dict(rows=[])
+    if before['rows'] and before['about']['versions'] != packages:
+        raise ValueError(f'{path} is of other packages: run all folders, or name another file by --json')
+    return [row for row in before['rows'] if (row['library'], row['folder']) not in folders]
 
 
 def versions() -> dict[str, str]:
@@ -87,8 +116,8 @@ def operations() -> str:
     """Say whose operations stand behind mmcv.ops."""
     import mmcv._ext
 
-    return 'compiled' if Path(mmcv._ext.__file__).suffix != '.py' else 'mmsb.ops (nothing compiled)'
+    return 'mmsb.ops, nothing compiled' if Path(mmcv._ext.__file__).suffix == '.py' else "mmcv's own, compiled"
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    run_tool(main)

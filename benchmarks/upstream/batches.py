@@ -6,7 +6,7 @@ from torch import nn
 
 from benchmarks.upstream import samples
 from benchmarks.upstream.networks import SMALL_PX, dicts_in
-from benchmarks.upstream.samples import IMAGES, PERSON, image
+from benchmarks.upstream.samples import IMAGES, PERSON, ROAD, image
 
 SIZE = (SMALL_PX, SMALL_PX)
 SIZES_OF_DETECTORS = [(SMALL_PX, SMALL_PX + 32), (SMALL_PX + 32, SMALL_PX)]
@@ -32,8 +32,7 @@ def batch_for(cfg: Config, model: nn.Module, *, training: bool) -> dict:
     if 'BaseReID' in kinds:
         return _people(2 * count)
     if 'CLRNet' in kinds:
-        size = (cfg.model.head.get('img_h', 320), cfg.model.head.get('img_w', 800))
-        return _images([size] * count, lambda size, i: samples.lanes_sample(size))
+        return _images([ROAD] * count, lambda size, i: samples.lanes_sample(size))
     if kinds & {'BaseDetector', 'BaseMOTModel'}:
         one_size = any(node.get('keep_ratio') is False for node in dicts_in(cfg.get('train_dataloader')))  # YOLACT
         sizes = [SIZE] * count if one_size else SIZES_OF_DETECTORS[:count]
@@ -42,9 +41,7 @@ def batch_for(cfg: Config, model: nn.Module, *, training: bool) -> dict:
         return _images([SIZE] * count, lambda size, i: samples.segmentation_sample(cfg, size, i))
     if 'BaseSelfSupervisor' in kinds:
         return _views(cfg, count) if training else dict(inputs=torch.stack([image(SIZE, 0)]), data_samples=None)
-    several = any(
-        'MultiLabel' in str(node.get('type')) or 'CSRA' in str(node.get('type')) for node in dicts_in(cfg.model)
-    )
+    several = any(node.get('type') in ('CSRAClsHead', 'MultiLabelClsHead') for node in dicts_in(cfg.model))
     batch = _images([SIZE] * count, lambda size, i: samples.classification_sample(cfg, size, i, several))
     return {**batch, 'inputs': torch.stack(batch['inputs'])}
 

@@ -16,8 +16,6 @@ REPLACED = {
     'ResNeXt': dict(groups=32, base_width=4),
     'SEResNet': dict(plugins=[dict(cfg=dict(type='mmsb.SE'), position='after_conv3')]),
 }
-# What a library's ResNet has by default and SBResNet has not.
-DEFAULTS = {'mmdet': dict(norm_eval=True), 'mmpretrain': dict(out_indices=(3,))}
 SMALL_PX = 128
 FEW = 50  # proposals, candidates and queries an image
 UNSURE = 1e-3  # score of a detection: random weights are sure of nothing
@@ -75,7 +73,7 @@ def load(library: str, config: str, spatial_bias: dict | None) -> tuple[Config, 
         _forget_weights(node)
         if _type_of(node) in REPLACED:
             replaced.append(_type_of(node))
-            _replace(node, library, spatial_bias)
+            _replace(node, spatial_bias)
     _shrink(cfg)
     return cfg, replaced
 
@@ -95,13 +93,10 @@ def _type_of(node: dict) -> str | None:
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
 
 
-def _replace(backbone: ConfigDict, library: str, spatial_bias: dict | None) -> None:
-    owner = 'mmpretrain' if backbone.type.startswith('mmpretrain.') else library
-    options = {**REPLACED[_type_of(backbone)], **DEFAULTS.get(owner, {})}
-    if 'width_per_group' in backbone:  # that library's name for it
-        backbone.base_width = backbone.pop('width_per_group')
-    for name, value in options.items():
-        backbone.setdefault(name, value)
+def _replace(backbone: ConfigDict, spatial_bias: dict | None) -> None:
+    for name, value in REPLACED[_type_of(backbone)].items():
+        if not (name == 'base_width' and 'width_per_group' in backbone):  # mmpretrain's name for it
+            backbone.setdefault(name, value)
     backbone.type = 'mmsb.SBResNet'
     backbone.spatial_bias = spatial_bias
     # Random weights are nothing to freeze.

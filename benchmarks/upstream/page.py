@@ -31,9 +31,7 @@ python -m benchmarks.upstream --folders mmdet/dino mmseg/fcn --json some.json --
 * **Config:** the first one in the folder, by name, that has a ResNet; one with 50 layers if the names tell. Every
   ResNet in it is replaced, including those of teachers, of detectors inside trackers and of re-identification.
 * **Changes:** the type. Also `deep_stem=True` for `ResNetV1c`; `deep_stem=True, avg_down=True` for `ResNetV1d`;
-  `groups=32, base_width=4` for `ResNeXt`, unless the config sets them (MMPretrain calls `base_width`
-  `width_per_group`); the plugin `mmsb.SE` for `SEResNet`. Two defaults that differ between the libraries are written
-  out: MMDetection's `norm_eval=True` and MMPretrain's `out_indices=(3,)`.
+  `groups=32, base_width=4` for `ResNeXt`, unless the config sets them; the plugin `mmsb.SE` for `SEResNet`.
 * **Weights:** random. Nothing is downloaded, connections are refused, and nothing is frozen, since freezing is for
   trained weights. The readers of the bias maps and the last norms, which start at zero, get random values so that
   gradients can pass.
@@ -75,10 +73,9 @@ def page(results: dict) -> str:
     failed = exceptions(rows)
     facts = {
         'date': about['date'][:10],
-        'machine': f'{about["cpu"]}, {about["cores"]} cores, no GPU; a thread for each row',
+        'machine': f'{about["cpu"]}, {about["cores"]} cores, one for each network; no GPU',
         'packages': ', '.join(f'{name} {version}' for name, version in about['versions'].items()),
         "mmcv's operations": about['operations'],
-        'time': f'{about["minutes"]} minutes, {about["jobs"]} rows at a time',
     }
     return PAGE.format(
         folders=len(rows),

@@ -6,35 +6,31 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
 
-def run_all(
-    function: Callable[..., dict], tasks: list[tuple], *, jobs: int, limit_s: float, done: Callable
-) -> list[dict]:
-    """Call `function(*task)` for each task, each in its own process, `jobs` at a time.
+def run_all(function: Callable[..., dict], tasks: list[tuple], jobs: int, limit_s: float) -> Iterator[tuple]:
+    """Call `function(*task)` for each task, each in its own process, and yield task and result as they come.
 
     Args:
         function: returns a dict of plain values.
         tasks: its arguments.
-        jobs: number of processes.
+        jobs: number of processes at a time.
         limit_s: seconds after which a process is killed.
-        done: is called with task and result, as they come.
 
-    Returns:
-        a result for each task, with `seconds`; one of a process that died has only these and `reason`.
+    Yields:
+        the task, and the result with `seconds` added; that of a process that died has only these and `reason`.
     """
-
-    def run(task: tuple) -> dict:
-        result = _run_one(function, task, limit_s)
-        done(task, result)
-        return result
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(run, tasks))
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(_run_one, function, task, limit_s): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _run_one(function: Callable[..., dict], task: tuple, limit_s: float) -> dict:

@@ -16,7 +16,8 @@ Size = tuple[int, int]  # height, width
 # left, top, right, bottom as shares of the image
 BOXES = np.array([[0.05, 0.1, 0.5, 0.6], [0.3, 0.2, 0.95, 0.9], [0.55, 0.5, 0.8, 0.75]])
 IMAGES = 2
-PERSON = (256, 128)  # of re-identification, whose pooling takes this size only
+PERSON = (256, 128)  # re-identification pools maps of this size only
+ROAD = (320, 800)  # of CLRNet, which has lanes at these positions
 
 
 def image(size: Size, seed: int) -> Tensor:
@@ -35,7 +36,6 @@ def _metainfo(size: Size, index: int) -> dict:
         flip_direction=None,
         border=np.array([0, size[0], 0, size[1]]),  # of CenterNet: where the image is in its padding
         homography_matrix=np.eye(3, dtype=np.float32),  # of teachers: what augmentation did to the image
-        reduce_zero_label=False,
     )
 
 
@@ -142,8 +142,6 @@ def segmentation_sample(cfg: Config, size: Size, index: int):
     pixels = _classes(masks, torch.arange(len(masks)) % classes, background=classes - 1)
     sample = SegDataSample(metainfo=_metainfo(size, index))
     sample.gt_sem_seg = PixelData(data=pixels)
-    edges = torch.from_numpy(masks.any(0) ^ masks.all(0)).long()[None]
-    sample.gt_edge_map = PixelData(data=edges)
     return sample
 
 

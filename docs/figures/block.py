@@ -47,27 +47,27 @@ def draw(path: str | Path) -> None:
     size = {name: ' x '.join(map(str, shape)) for name, shape in shapes().items()}
     channels, maps = size['y'].partition(' ')[0], size['maps'].partition(' ')[0]
     above = [
-        ('conv1, norm, ReLU', size['in']),
+        ('conv1: 1x1,\nnorm, ReLU', size['in']),
         ('conv2: 3x3', size['y']),
         ('norm, ReLU', size['y']),
-        (f'conv3: reads {channels} + {maps}', size['out']),
+        (f'conv3: 1x1, reads\n{channels} + {maps}', size['out']),
     ]
     below = [
         ('reduce: 1x1 conv,\nnorm, ReLU', size['reduced']),
-        ('average pool', size['pooled']),
+        ('pool: average', size['pooled']),
         ('mix: Conv1d over\nall positions', size['mixed']),
         ('upsample', size['maps']),
         ('norm, ReLU', size['maps']),
     ]
-    figure, axes = plt.subplots(figsize=(10.5, 3.3), layout='constrained')
+    figure, axes = plt.subplots(figsize=(9, 3), layout='constrained')
     axes.set(xlim=(-0.2, 12.8), ylim=(-0.3, 3.9))
     axes.set_axis_off()
 
     def box(x: float, y: float, text: str, shape: str, colour: str) -> None:
         style = dict(boxstyle='round,pad=0.08', facecolor=colour, edgecolor='#444444', linewidth=0.8)
         axes.add_patch(mpl.patches.FancyBboxPatch((x, y), 1.7, 0.85, **style))
-        axes.text(x + 0.85, y + 0.43, text, ha='center', va='center', fontsize=8)
-        axes.text(x + 0.85, y - 0.33, shape, ha='center', va='center', fontsize=8, family='monospace', color='#555555')
+        axes.text(x + 0.85, y + 0.43, text, ha='center', va='center', fontsize=9)
+        axes.text(x + 0.85, y - 0.33, shape, ha='center', va='center', fontsize=9, color='#555555')
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         axes.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', color='#444444', shrinkA=0, shrinkB=0))
@@ -83,9 +83,9 @@ def draw(path: str | Path) -> None:
         arrow((2.5 * i + 1.8, 0.72), (2.5 * i + 2.4, 0.72))
     axes.plot((2.1, 2.1, 0.85), (3.32, 1.7, 1.7), color='#444444', linewidth=0.9)
     arrow((0.85, 1.7), (0.85, 1.25))
-    axes.text(10.1, 3.32, 'cat', ha='center', va='center', fontsize=7, bbox=dict(boxstyle='circle', facecolor='white'))
+    axes.text(10.1, 3.32, 'cat', ha='center', va='center', fontsize=8, bbox=dict(boxstyle='circle', facecolor='white'))
     arrow((10.1, 1.25), (10.1, 3.03))
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=170)
     plt.close(figure)
 
 

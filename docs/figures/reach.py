@@ -54,7 +54,7 @@ def draw(path: str | Path) -> None:
         for axis, stage in zip(row, STAGES, strict=True):
             gradient = reach(spatial_bias, stage)
             shown = np.where(gradient > 0, np.log10(np.maximum(gradient, 1e-30)), np.nan)
-            axis.imshow(shown, cmap='Reds', vmin=np.nanmax(shown) - 7, vmax=np.nanmax(shown))
+            axis.imshow(shown, cmap='Reds', vmin=np.nanmax(shown) - 12, vmax=np.nanmax(shown))
             side = side_px(gradient)
             axis.set_title(f'after stage {stage}: {side} x {side} px', fontsize='small')
             axis.set(xticks=[], yticks=[])

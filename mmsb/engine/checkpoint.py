@@ -1,4 +1,4 @@
-"""The checkpoint hook: a new checkpoint is safe on the disk before an old one goes, and a full disk ends no run."""
+"""The checkpoint hook: keeps old checkpoints until the new one is on disk, and survives a full disk."""
 
 import contextlib
 import os
@@ -18,24 +18,24 @@ from mmsb.registry import HOOKS
 
 from .stops import EXIT_NOT_SAVED, RunStopped
 
-_DOOMED = 'doomed_ckpts'  # in the message hub, so in the file: what the new checkpoint replaces
-_PASSING = 'passing_ckpts'  # saved on a signal, outside of the interval: replaced by the next checkpoint
+_DOOMED = 'doomed_ckpts'  # in the message hub, and so in the checkpoint: the files that it replaces
+_PASSING = 'passing_ckpts'  # saved on a signal, between two intervals: the next checkpoint replaces it
 _OWN_STATE = ('last_ckpt', 'keep_ckpt_ids', 'best_ckpt_path', 'best_ckpt_path_dict')
 
 
 @HOOKS.register_module(name='CheckpointHook')
 class CheckpointHook(UpstreamCheckpointHook):
-    """MMEngine's hook, with the same options, that loses no checkpoint.
+    """MMEngine's hook, with the same options, that never loses a checkpoint.
 
-    A local checkpoint is written whole or not at all, with its SHA-256 in `NAME.pth.sha256`; older ones are removed
-    after that; `last_checkpoint` is replaced at once. If it can't be written, the run goes on and tries again at the
-    next interval; a run whose last checkpoint could not be written ends with exit code 74. Before the training it is
-    checked that there is space for one. Needs the runner `mmsb.SafeRunner`.
+    A local checkpoint is written atomically, with its SHA-256 in `NAME.pth.sha256`. Older ones are removed only after
+    that, and `last_checkpoint` is replaced atomically. If a checkpoint can't be written, the run continues and tries
+    again at the next interval; if the last one could not be written, the run ends with exit code 74. Before training,
+    the hook checks that there is space for one checkpoint. Requires the runner `mmsb.SafeRunner`.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._failure: str | None = None  # of the last checkpoint
+        self._failure: str | None = None  # why the last checkpoint could not be written
         self._failure_of_best: str | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -66,17 +66,17 @@ class CheckpointHook(UpstreamCheckpointHook):
                 raise RunStopped(f'the {which} checkpoint could not be written: {failure}', EXIT_NOT_SAVED)
 
     def save_now(self, runner: Runner, iteration: int) -> str:
-        """Save outside of the interval.
+        """Save a checkpoint now, whatever the interval.
 
         Args:
-            runner: of the training.
-            iteration: number of iterations that are done.
+            runner: the runner of the training.
+            iteration: number of completed iterations.
 
         Returns:
-            the path of the checkpoint.
+            The path of the checkpoint.
 
         Raises:
-            RunStopped: it could not be written.
+            RunStopped: the checkpoint could not be written.
         """
         meta = dict(epoch=runner.epoch, iter=iteration)
         if self.by_epoch:
@@ -88,7 +88,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         elif runner.message_hub.get_info('last_ckpt') != self._path(iteration):
             self._save(runner, iteration, meta)
         if self._failure:
-            raise RunStopped(f'the run was told to stop, and could not be saved: {self._failure}', EXIT_NOT_SAVED)
+            raise RunStopped(f'the run was asked to stop, but could not be saved: {self._failure}', EXIT_NOT_SAVED)
         return str(self.last_ckpt)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -115,7 +115,7 @@ class CheckpointHook(UpstreamCheckpointHook):
             try:
                 pointer, text = os.path.join(runner.work_dir, POINTER), str(self.last_ckpt)
                 write_text(pointer, text)
-            except OSError as error:  # not needed to resume: the newest valid file is found without it
+            except OSError as error:  # resuming does not need it: the newest valid file is found without it
                 runner.logger.warning(f'{POINTER} could not be written: {error}')
             self._remove_doomed(runner)
         if self._failure is None:
@@ -142,18 +142,18 @@ class CheckpointHook(UpstreamCheckpointHook):
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        """Write a checkpoint of the `published_keys` alone; as upstream names it, but whole or not at all."""
+        """Write a checkpoint with only the `published_keys`, named as upstream does, but atomically."""
         if '://' in ckpt_path:
             super()._publish_model(runner, ckpt_path)
             return
         path = publish(ckpt_path, self.published_keys)
-        runner.logger.info(f'{path} has the published keys of {ckpt_path}')
+        runner.logger.info(f'wrote the published keys of {ckpt_path} to {path}')
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
 
     def _plan_removals(self, runner: Runner, step: int, *, passing: bool) -> None:
-        """Note in the checkpoint which files it replaces: they go once it is written, or after a resume from it."""
+        """Record in the checkpoint which files it replaces; they go once it is written, or on resuming from it."""
         info = runner.message_hub
         name = self.filename_tmpl.format(step)
         doomed = [*info.get_info(_DOOMED, []), *info.get_info(_PASSING, [])]
@@ -172,7 +172,7 @@ class CheckpointHook(UpstreamCheckpointHook):
                 self._remove(runner, os.path.basename(str(name)))
 
     def _remove(self, runner: Runner, name: str) -> None:
-        if runner.rank != 0 or not name.endswith('.pth'):  # names come from checkpoints, too
+        if runner.rank != 0 or not name.endswith('.pth'):  # the names may come from a checkpoint
             return
         path = self.file_backend.join_path(self.out_dir, name)
         try:
@@ -185,7 +185,7 @@ class CheckpointHook(UpstreamCheckpointHook):
 
     @contextlib.contextmanager
     def _undone_on_failure(self, runner: Runner) -> Iterator[dict]:
-        """Forget a checkpoint that could not be written; the yielded dict then has the failure."""
+        """Undo the bookkeeping of a checkpoint that can't be written; the yielded dict then holds the failure."""
         info = runner.message_hub.runtime_info
         before = dict(info)
         own = {name: getattr(self, name) for name in _OWN_STATE if hasattr(self, name)}
@@ -201,11 +201,11 @@ class CheckpointHook(UpstreamCheckpointHook):
             info.update(before)
             runner.logger.error(
                 f'the checkpoint could not be written: {error}; the last one is still there '
-                f'({self.last_ckpt}), and the next interval tries again'
+                f'({self.last_ckpt}), and the run tries again at the next interval'
             )
 
     def _estimate_bytes(self, runner: Runner) -> int:
-        """Estimate the size of a checkpoint: weights, two moments of each, a moving average if there is one."""
+        """Estimate the size of a checkpoint: the weights, two optimizer moments each, and any moving averages."""
         model = runner.model
         weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
         trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
@@ -214,7 +214,7 @@ class CheckpointHook(UpstreamCheckpointHook):
 
 
 class _Postponing:
-    """A file backend that notes what it is asked to remove."""
+    """A file backend that records what it is asked to remove, instead of removing it."""
 
     def __init__(self, backend) -> None:
         self._backend = backend

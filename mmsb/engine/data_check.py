@@ -1,4 +1,4 @@
-"""The check of the data as a tool does it: shown as it goes on, printed, and waited for by all processes of a run."""
+"""Checks the data for the command-line tools: shows progress, prints findings, and makes all processes wait."""
 
 import os
 import sys
@@ -13,16 +13,16 @@ from mmsb.datasets.check.findings import Report
 from .processes import start_processes
 from .progress import progress_of
 
-PATIENCE = timedelta(days=7)  # of the processes that wait while the first one reads
+PATIENCE = timedelta(days=7)  # how long the other processes wait while the first one reads
 
 
 def default_workers() -> int:
-    """Return the number of threads that read: one for each core that this process may use, at most 16."""
+    """Return the default number of reader threads: one per core that this process may use, at most 16."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1, 16)
 
 
 def check_and_print(cfg: Config, loaders: tuple[str, ...] = LOADERS, *, workers: int | None = None) -> list[Report]:
-    """Check the data of a config and print what was found."""
+    """Check the data of a config and print the findings."""
     workers = default_workers() if workers is None else workers
     with progress_of('checking') as show:
         reports = check_data(cfg, loaders, workers=workers, on_progress=show)
@@ -32,13 +32,13 @@ def check_and_print(cfg: Config, loaders: tuple[str, ...] = LOADERS, *, workers:
 
 
 def stop_on_bad_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check the data before a run; of several processes the first one checks, and the others stop or go on with it.
+    """Check the data before a run; if distributed, the first process checks, and the others stop or continue with it.
 
-    They wait in a group of their own: that of the run gives up after its timeout of 10 to 30 minutes, and the data may
-    take longer. It goes through gloo, so no GPU waits.
+    The others wait in a separate process group, because the check may take longer than the run's timeout of 10 to 30
+    minutes. The group uses gloo, so no GPU is kept waiting.
 
     Raises:
-        ValueError: the data have errors.
+        ValueError: the data contain errors.
     """
     start_processes(cfg)
     if not torch.distributed.is_initialized():
@@ -55,7 +55,7 @@ def stop_on_bad_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     else:
         torch.distributed.broadcast_object_list(sound, src=0, group=waiting)
         if not sound[0]:
-            sys.exit(1)  # the first process says why
+            sys.exit(1)  # the first process reports why
 
 
 def _check(cfg: Config, loaders: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
-"""Batches that depend on the seed and on their place in the training alone.
+"""Batches that depend only on the seed and on their position in the training.
 
-Not on how many workers load them, whether those persist, nor on where a run was interrupted: each sample is loaded with
-generators seeded by (seed, process, epoch, batch, place in the batch); the generators of the training are left alone.
+They do not depend on the number of workers, on whether workers persist, or on where a run was interrupted. Each sample
+is loaded with generators seeded by (seed, process, epoch, batch, position in the batch). The generators of the training
+loop are left untouched.
 """
 
 import os
@@ -15,18 +16,18 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from . import rng
 
-_SAMPLES, _SAMPLER = 0, 1  # the first number of a key says what it seeds
+_SAMPLES, _SAMPLER = 0, 1  # first number of a key: what it seeds
 _WORKER_GRACE_S = 20
 
 
 class Batch(list):
-    """Indices of a batch, with the key that seeds its samples."""
+    """The indices of a batch, with the key that seeds its samples."""
 
     key: tuple[int, ...]
 
 
 class _Items:
-    """Loads the samples of a batch; as a dataset's `__getitems__`, which torch's fetcher prefers."""
+    """Loads the samples of a batch; serves as a dataset's `__getitems__`, which torch's fetcher prefers."""
 
     def __init__(self, dataset) -> None:
         self._dataset = dataset
@@ -44,13 +45,14 @@ class _Items:
 
 
 class PatientWorker:
-    """Start of a worker that lives on for a while after a signal that also the training has got.
+    """Initialises a worker so that it outlives, for a while, a signal that the training process also receives.
 
-    A scheduler signals every process of a job; a worker, of the training or of a validation, that died at once would
-    take the training with it before its iteration ends and is saved. When the training tells it to, it ends at once.
+    A scheduler signals every process of a job. A training or validation worker that died at once would bring the
+    training down before its iteration is finished and saved. When the training process itself ends the worker, the
+    worker exits at once.
 
     Args:
-        start: what the worker does beside, with its number.
+        start: the worker's original `worker_init_fn`, called with the number of the worker.
     """
 
     def __init__(self, start: Callable[[int], None] | None) -> None:
@@ -59,14 +61,14 @@ class PatientWorker:
     def __call__(self, worker: int) -> None:
         if self._start is not None:
             self._start(worker)
-        if hasattr(signal, 'sigtimedwait'):  # of Linux
+        if hasattr(signal, 'sigtimedwait'):  # Linux only
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=_end_in_time, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_in_time(training: int) -> None:
-    """End this process on a SIGTERM of the training (its process id), or a while after another's."""
+    """Exit on a SIGTERM from the training process (given by its id), or some time after one from another process."""
     seconds = threading.TIMEOUT_MAX
     while True:
         got = signal.sigtimedwait({signal.SIGTERM}, seconds)
@@ -76,7 +78,7 @@ def _end_in_time(training: int) -> None:
 
 
 class _Plan:
-    """The batches of indices of one pass, from any of them on."""
+    """The batches of indices of one pass over the data, starting at any batch."""
 
     def __init__(self, batches: Iterable, seed: int) -> None:
         self._batches, self._seed = batches, seed
@@ -90,7 +92,7 @@ class _Plan:
         self._at = (epoch, batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._at is None:  # stock mmengine begins to load when its loop is made: before a run knows where it is
+        if self._at is None:  # stock mmengine starts loading as it builds its loop, before the run knows its position
             return
         (epoch, first), self._at = self._at, None
         stream = rng.Stream(_SAMPLER, self._seed, epoch)
@@ -111,7 +113,7 @@ class _Plan:
 
 
 class ExactDataLoader(DataLoader):
-    """A DataLoader that starts at any batch of any epoch; made of a stock one by `make_exact`."""
+    """A DataLoader that can start at any batch of any epoch; `make_exact` turns a stock one into it."""
 
     _plan: _Plan
 
@@ -120,28 +122,28 @@ class ExactDataLoader(DataLoader):
         return self._plan
 
     def go_to(self, epoch: int, batch: int) -> None:
-        """Say where the next pass over the data begins.
+        """Set where the next pass over the data begins.
 
         Args:
-            epoch: number of the pass, 0 for the first.
-            batch: number of the first batch of it.
+            epoch: index of the pass, from 0.
+            batch: index of its first batch, from 0.
         """
         self._plan.go_to(epoch, batch)
 
     def indices(self, epoch: int, batch: int) -> list | None:
-        """Return the indices of a batch that was loaded lately."""
+        """Return the indices of a recently loaded batch, or None if it is unknown."""
         return next((indices for e, b, indices in self._plan.drawn if (e, b) == (epoch, batch)), None)
 
     def __iter__(self):
-        with rng.untouched():  # an iterator draws a seed for its workers
+        with rng.untouched():  # creating an iterator draws a seed for its workers
             return super().__iter__()
 
 
 def make_exact(loader: DataLoader, seed: int) -> DataLoader:
-    """Turn a map-style DataLoader into an exact one, in place; others are left as they are.
+    """Turn a map-style DataLoader into an exact one, in place; other loaders are left unchanged.
 
-    In place, since its arguments can't be read back, and since what has seen it already (a sampler, a hook that
-    switches `dataset.pipeline`) has to go on with the same object.
+    It happens in place because the loader's arguments can't be read back, and because whatever already refers to it (a
+    sampler, a hook that switches `dataset.pipeline`) must keep the same object.
     """
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         return loader
@@ -156,17 +158,17 @@ class EndlessBatches:
     """The batches of an iteration-based training; starts the next pass over the data when one ends.
 
     Args:
-        loader: where they come from.
+        loader: the exact dataloader that supplies the batches.
     """
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
         self._batches: Iterator | None = None
-        self.epoch = 0  # passes that are over
-        self.batch = 0  # batches of this pass that were handed out
+        self.epoch = 0  # completed passes
+        self.batch = 0  # batches of this pass returned so far
 
     def go_to(self, epoch: int, batch: int) -> None:
-        """Say which batch is the next one; before the first of them is asked for."""
+        """Set the next batch; call it before the first batch is requested."""
         assert self._batches is None
         self.epoch, self.batch = epoch, batch
 
@@ -188,11 +190,11 @@ class EndlessBatches:
                 continue
             self.batch += 1
             return data
-        raise ValueError('the train_dataloader gives no batch: its dataset is smaller than a batch, or empty')
+        raise ValueError('train_dataloader yields no batch: its dataset is empty or smaller than one batch')
 
 
 def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Tell the sampler of a loader which pass over the data comes."""
+    """Tell the sampler of a loader which pass over the data comes next."""
     for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
         if hasattr(sampler, 'set_epoch'):
             sampler.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""What ends a training early, in order: a loss or gradient that is no number, and a signal to stop."""
+"""Stops a training cleanly: on a loss or gradient that is not finite, or on a signal."""
 
 import functools
 import signal
@@ -22,21 +22,22 @@ TIMEOUT_S = 1800
 
 @HOOKS.register_module()
 class GuardHook(Hook):
-    """Stop before a step with a loss or gradient that is NaN or infinite; save and stop on a signal.
+    """Stop before a step whose loss or gradient is NaN or infinite; on a signal, save and stop.
 
-    With a dynamic loss scale infinite gradients are how the scale is found: the scaler leaves out that step, and only
-    many of these in a row stop the run.
+    A dynamic loss scaler finds its scale by running into infinite gradients: it skips such a step, and the run stops
+    only after many skipped steps in a row.
 
-    A signal takes effect at the end of an iteration, or of a batch of the validation, the same for all processes. If
-    these validate on different numbers of batches, they stop there and save nothing after the last checkpoint.
+    A signal takes effect at the end of a training iteration or validation batch, the same one in all processes. If the
+    processes validate on different numbers of batches, a signal during validation stops them without saving a new
+    checkpoint.
 
     Args:
-        finite: whether to look at losses and gradients.
-        max_skipped_steps: number of steps in a row that a loss scaler may leave out.
-        signals: names of the signals.
+        finite: whether to check losses and gradients.
+        max_skipped_steps: number of steps that a loss scaler may skip in a row.
+        signals: names of the signals to handle.
     """
 
-    priority = 'LOWEST'  # after the checkpoint of the same iteration
+    priority = 'LOWEST'  # run after the checkpoint hook in the same iteration
 
     def __init__(
         self, *, finite: bool = True, max_skipped_steps: int = 20, signals: tuple[str, ...] = ('SIGTERM', 'SIGUSR1')
@@ -48,9 +49,9 @@ class GuardHook(Hook):
         self.max_skipped_steps = positive_integer('max_skipped_steps', max_skipped_steps)
         self._got: str | None = None
         self._skipped = 0
-        self._group = None  # of all processes, if there are several
+        self._group = None  # all processes of a distributed run
         self._validates_together = False
-        self._asked = None  # the question to all processes that is under way: is there a signal?
+        self._asked = None  # the pending all-reduce: has any process received a signal?
 
     def before_train(self, runner: Runner) -> None:
         self._before = {name: signal.signal(getattr(signal, name), self._note) for name in self.signals}
@@ -82,7 +83,7 @@ class GuardHook(Hook):
             self._validates_together = len({*counts}) == 1 and counts[0] > 0
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if not hasattr(self, '_before'):  # no training
+        if not hasattr(self, '_before'):  # not training
             return
         if self._group is not None and not self._validates_together:
             if self._got is None:
@@ -93,7 +94,7 @@ class GuardHook(Hook):
             return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                hook._swap_ema_parameters()  # a validation has the averages in the place of the weights
+                hook._swap_ema_parameters()  # during validation the averages take the place of the weights
         if hasattr(runner.train_loop, 'redo_validation'):
             runner.train_loop.redo_validation()
         self._stop(runner, runner.iter)
@@ -102,9 +103,10 @@ class GuardHook(Hook):
         self._got = signal.Signals(number).name
 
     def _told_to_stop(self) -> bool:
-        """Whether any process had a signal; of several processes, before the iteration or batch that is over now.
+        """Return whether any process has received a signal.
 
-        The answer of one is waited for at the end of the next one, so that nobody waits for the network.
+        In a distributed run the answer lags by one iteration or batch: the all-reduce that starts at the end of one is
+        awaited at the end of the next, so that no process waits for the network.
         """
         if self._group is None:
             return self._got is not None
@@ -132,13 +134,13 @@ class GuardHook(Hook):
         raise RunStopped(f'{text}: saved {path}, and --resume goes on from there', EXIT_PREEMPTED)
 
     def _watch(self, runner: Runner, wrapper: OptimWrapper) -> None:
-        """Have a look between backward and step: a hook comes after both."""
+        """Check between backward and step, where no hook is called."""
         backward, step = wrapper.backward, wrapper.step
         scaler = getattr(wrapper, 'loss_scaler', None)
 
         @functools.wraps(backward)
         def watched_backward(loss: Tensor, **kwargs) -> None:
-            backward(loss, **kwargs)  # first: the other processes wait for these gradients
+            backward(loss, **kwargs)  # before the check: the other processes wait for these gradients
             if not torch.isfinite(loss.detach()).all():
                 self._fail(runner, f'the loss is {float(loss.detach().sum())}')
 

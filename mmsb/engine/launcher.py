@@ -1,6 +1,6 @@
-"""The one launcher: from a command line to a config that says everything, to a run. For all three libraries.
+"""The launcher for all three libraries: turns a command line into a complete config, and that into a run.
 
-Nothing is added that the dumped config does not show. Order: config < flags < `--cfg-options`.
+The dumped config shows everything that is added. Precedence: config < flags < `--cfg-options`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from .processes import is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
-RUNNER_READS = (  # from the config, beside its own arguments
+RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
     'activation_checkpointing',
     'compile',
     'custom_imports',
@@ -53,7 +53,7 @@ class _KeyValues(DictAction):
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """Make the parser of a tool that reads a config and runs nothing."""
+    """Build the parser of a tool that reads a config but starts no run."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -62,40 +62,40 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         action=_KeyValues,
         default={},
         metavar='KEY=VALUE',
-        help='override any key of the config, e.g. model.backbone.depth=101; stronger than the flags',
+        help='override any key of the config, e.g. model.backbone.depth=101; takes precedence over the flags',
     )
     parser.set_defaults(work_dir=None, launcher='none', tensorboard=False, trust_checkpoint=False, local_rank=0)
     return parser
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
-    """Make the parser with what training and testing have in common."""
+    """Build the parser with the options that training and testing share."""
     parser = config_parser(description)
-    parser.add_argument('--work-dir', help='folder of the outputs (default: work_dirs/<name of the config>)')
+    parser.add_argument('--work-dir', help='output folder (default: work_dirs/<name of the config>)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
-        '--trust-checkpoint', action='store_true', help='let a checkpoint run code: only for files of your own'
+        '--trust-checkpoint', action='store_true', help='let a checkpoint run code; use it only for your own files'
     )
-    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events beside the logs')
+    parser.add_argument('--tensorboard', action='store_true', help='also write TensorBoard events')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
 def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None]) -> Config:
-    """Read the config and settle what runs: config, then flags, then `--cfg-options`.
+    """Read the config and apply the flags, then `--cfg-options`, then the defaults.
 
     Args:
-        args: of `common_parser`.
-        apply_flags: writes the other flags into the config.
+        args: parsed by `config_parser` or `common_parser`.
+        apply_flags: writes the tool's own flags into the config.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: one line that says what to change.
+        FileNotFoundError, FileExistsError, ValueError, ImportError: one line that says what to change.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not os.path.isfile(args.config):
         raise FileNotFoundError(f'config {args.config!r} does not exist')
     if not args.config.endswith(('.py', '.json', '.yaml', '.yml')):
-        raise ValueError(f'config {args.config!r} is not a config: .py, .json or .yaml')
+        raise ValueError(f'config {args.config!r} is not a config: it must end in .py, .json, .yaml or .yml')
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.work_dir:
@@ -113,13 +113,13 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg))
     if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
-        raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file: name a folder')
+        raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file, and must be a folder')
     return cfg
 
 
 def _add_tensorboard(cfg: Config) -> None:
     if importlib.util.find_spec('tensorboard') is None:
-        raise ImportError('--tensorboard needs the package tensorboard: `pip install tensorboard`')
+        raise ImportError('--tensorboard needs the tensorboard package: run `pip install tensorboard`')
     visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
     backends = list(visualizer.get('vis_backends') or [ConfigDict(type='LocalVisBackend')])
     if not any('TensorboardVisBackend' in str(backend.get('type')) for backend in backends):
@@ -127,7 +127,7 @@ def _add_tensorboard(cfg: Config) -> None:
 
 
 def _add_defaults(cfg: Config) -> None:
-    """Write down what would otherwise be left to chance or to one library's own tool."""
+    """Write explicit defaults for what would otherwise depend on chance or on one library's own tool."""
     randomness = cfg.get('randomness') or {}
     cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
     hooks = list(cfg.get('custom_hooks') or [])
@@ -136,7 +136,7 @@ def _add_defaults(cfg: Config) -> None:
     logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))
     if logger and logger.get('type') == 'LoggerHook':
         logger.type = 'mmsb.LoggerHook'
-    if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: stack tensors in the workers
+    if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers
         for loader in DATALOADERS:
             if cfg.get(loader):
                 cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
@@ -150,16 +150,16 @@ def _add_defaults(cfg: Config) -> None:
 
 
 def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Find what is missing or misspelt before anything is written.
+    """Find missing files and misspelt options before anything is written.
 
     Args:
-        cfg: the settled config.
-        loaders: the dataloaders that the run uses.
+        cfg: the complete config.
+        loaders: names of the dataloaders that the run uses.
 
     Raises:
         ImportError: a library is missing.
-        FileNotFoundError: a dataset or a checkpoint is missing.
-        ValueError, KeyError, TypeError: the model can't be built, or the checkpoint is of another one.
+        FileNotFoundError: a dataset or checkpoint is missing.
+        ValueError, KeyError, TypeError: the model can't be built, or the checkpoint belongs to another model.
     """
     check_library(cfg)
     check_paths(cfg, loaders)
@@ -178,16 +178,16 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
-    """Check that a checkpoint is of this network: wholly to test or resume it, in some part to fine-tune it.
+    """Check that a checkpoint fits this network: entirely for a test or resume, at least in part for fine-tuning.
 
-    The libraries load what fits and warn of the rest: the figures of a test would be those of random weights.
+    The libraries load what fits and only warn about the rest, so a test could report the results of random weights.
     """
     ours = model.state_dict()
     theirs = load_state_dict(path)
     if whole:
         check_fit(path, ours, theirs)
     elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):
-        raise ValueError(f'checkpoint {path!r} does not fit: none of its {len(theirs)} weights is one of the network')
+        raise ValueError(f'checkpoint {path!r} does not fit: none of its {len(theirs)} weights matches the network')
 
 
 def _warm_starts(node) -> Iterator[str]:
@@ -200,20 +200,20 @@ def _warm_starts(node) -> Iterator[str]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner; without a GPU several processes talk through gloo."""
+    """Build the runner; without a GPU, several processes communicate through gloo."""
     if cfg.launcher != 'none' and (is_restart() or not torch.cuda.is_available()):
         start_processes(cfg)
-    if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the config that is dumped
+    if cfg.get('runner_type') == RUNNER:  # RUNNERS.build would drop it from the dumped config
         return RUNNERS.get(RUNNER).from_cfg(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a failure is one line on stderr and exit code 1, or that of the `RunStopped`.
+    """Run a tool; report a failure as one line on stderr, with exit code 1 or that of the `RunStopped`.
 
-    The traceback is kept in the run's log; with `MMSB_TRACEBACK=1` in the environment it is printed. Of several
-    processes the first one speaks; from when the run has begun the others do too, with their tracebacks: they have no
-    log, and it may be their failure alone.
+    The traceback goes to the run's log, and is printed too if `MMSB_TRACEBACK` is set in the environment. In a
+    distributed run the first process reports. Once the process group is up, the others also report, with tracebacks:
+    they have no log, and the failure may be theirs alone.
     """
     rank = rank_in_environment()
     try:
@@ -224,7 +224,7 @@ def run_tool(main: Callable[[], None]) -> None:
         if rank == 0:
             print(f'error: {stop}' if stop.exit_code != EXIT_PREEMPTED else stop, file=sys.stderr)
         sys.exit(stop.exit_code)
-    except Exception as error:  # the last stop of the process: nothing is hidden, it is said in one line
+    except Exception as error:  # the top of the process: every error is reported, as one line
         begun = torch.distributed.is_available() and torch.distributed.is_initialized()
         if os.environ.get('MMSB_TRACEBACK') or (rank and begun):
             traceback.print_exc()
@@ -239,7 +239,7 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _log_traceback() -> str | None:
-    """Write the current traceback into the log file of the run, if there is one yet, and return its path."""
+    """Write the current traceback to the run's log file and return its path, or None if there is no log file yet."""
     loggers = list(MMLogger._instance_dict.values())
     for handler in loggers[-1].handlers if loggers else []:
         if isinstance(handler, logging.FileHandler):

@@ -1,4 +1,4 @@
-"""The log hook, for several processes."""
+"""The log hook, safe for distributed tests."""
 
 from mmengine.hooks import LoggerHook as UpstreamLoggerHook
 
@@ -7,10 +7,10 @@ from mmsb.registry import HOOKS
 
 @HOOKS.register_module(name='LoggerHook')
 class LoggerHook(UpstreamLoggerHook):
-    """MMEngine's hook, but the figures of a test are written by the first process alone.
+    """MMEngine's hook, except that only the first process writes the metrics of a test.
 
-    Upstream every process opens the same file: when their texts differ in length (each has its own times), the end of
-    the longer one can stay behind the shorter one, and the file is no JSON any more.
+    Upstream, every process writes the same file. Their texts differ in length, since each has its own timings, so the
+    tail of a longer one can remain after a shorter one, and the file is no longer valid JSON.
     """
 
     def after_test_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""The training loops, able to go on in the middle of an epoch and in front of a validation.
+"""Training loops that can resume in the middle of an epoch or just before a validation.
 
-A run that was saved anywhere and resumed calls the same hooks on the same batches as one that was not; only
-`before_train_epoch` is called once more for the epoch that it goes on with.
+A resumed run calls the same hooks on the same batches as an uninterrupted one, with one exception:
+`before_train_epoch` is called again for the epoch in which the run resumes.
 """
 
 from mmengine.runner import EpochBasedTrainLoop as UpstreamEpochLoop
@@ -14,9 +14,9 @@ from .exact_data import EndlessBatches, ExactDataLoader
 
 
 class _ResumableMixin:
-    """What both loops share: where the run is, and the validation that may be due.
+    """What both loops share: the position of the run, and whether a validation is due.
 
-    `epoch` and `batch` of `place()` are those of the data: how many passes are over, and how many batches of this one.
+    `epoch` and `batch` of `place()` count the data: completed passes, and completed batches of the current pass.
     """
 
     dataloader: ExactDataLoader
@@ -26,7 +26,7 @@ class _ResumableMixin:
     _redo_validation = False
 
     def place(self, iteration: int) -> dict:
-        """Say where the run is, for a checkpoint at an iteration: data, and whether it was validated there."""
+        """Return the position for a checkpoint at an iteration: that in the data, and whether validation is done."""
         return dict(
             epoch=self._data_epoch(),
             batch=self._data_batch(),
@@ -35,23 +35,23 @@ class _ResumableMixin:
         )
 
     def resume(self, place: dict | None, rng_state: dict | None) -> None:
-        """Go on at a place, or where upstream's loop would if it is not known; after the counters are restored."""
+        """Resume at a position, or where upstream's loop would if it is None; call it after restoring the counters."""
         self._rng_state = rng_state
         if place is None or place['validated']:
             self._validated_at = self._iter
         self._go_to(place or self._guess_place())
 
     def redo_validation(self) -> None:
-        """Have the validation that is going on done again after a resume, from its start."""
+        """Repeat the current validation from its start after a resume."""
         self._validated_at = -1
         self._redo_validation = True
 
     def rng_state(self) -> dict:
-        """Return the states of the generators that a checkpoint should hold."""
+        """Return the generator states that a checkpoint should hold."""
         return self._rng_before_validation if self._redo_validation else rng.get_state()
 
     def validate_if_due(self) -> None:
-        """Validate as the upstream loop does, but for what was validated before the run was interrupted."""
+        """Validate when the upstream loop would, unless it was done before the interruption."""
         self._decide_current_val_interval()
         done, last = self._progress()
         if (
@@ -72,11 +72,11 @@ class _ResumableMixin:
 
 @LOOPS.register_module()
 class EpochBasedTrainLoop(_ResumableMixin, UpstreamEpochLoop):
-    """MMEngine's loop over epochs, resumable anywhere."""
+    """MMEngine's epoch-based loop, resumable at any point."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._done = 0  # batches of this epoch
+        self._done = 0  # completed batches of this epoch
 
     def run(self):
         self.runner.call_hook('before_train')
@@ -113,7 +113,7 @@ class EpochBasedTrainLoop(_ResumableMixin, UpstreamEpochLoop):
         return self._done
 
     def _go_to(self, place: dict) -> None:
-        # a checkpoint at the end of an epoch counts this as over, and was written before the loop did
+        # a checkpoint written at the end of an epoch counts that epoch as complete, before the loop itself does
         self._done = place['batch'] if place['epoch'] == self._epoch else 0
 
     def _guess_place(self) -> dict:
@@ -122,7 +122,7 @@ class EpochBasedTrainLoop(_ResumableMixin, UpstreamEpochLoop):
 
 @LOOPS.register_module()
 class IterBasedTrainLoop(_ResumableMixin, UpstreamIterLoop):
-    """MMEngine's loop over iterations, resumable anywhere."""
+    """MMEngine's iteration-based loop, resumable at any point."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The start of the processes of a distributed run."""
+"""Sets up the processes of a distributed run."""
 
 import os
 import subprocess
@@ -11,14 +11,14 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 
 def start_processes(cfg: Config) -> None:
-    """Let the processes of a distributed run know each other, as the runner would; without a GPU through gloo."""
+    """Initialise the process group of a distributed run, as the runner would; without a GPU, use gloo."""
     if cfg.launcher == 'none' or torch.distributed.is_initialized():
         return
     env_cfg = cfg.get('env_cfg') or {}
     options = dict(env_cfg.get('dist_cfg') or {})
     if cfg.launcher == 'pytorch':
         options.update(_fresh_store())
-    if cfg.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():  # mmengine's own way asks for a GPU
+    if cfg.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():  # mmengine's init_dist needs a GPU
         if cfg.launcher == 'slurm':
             os.environ.update(_slurm_variables(options.pop('port', None)))
         seconds = options.pop('timeout', None)
@@ -31,7 +31,7 @@ def start_processes(cfg: Config) -> None:
 
 
 def _slurm_variables(port: int | None) -> dict[str, str]:
-    """Translate what Slurm tells a process into the variables that PyTorch reads; the first node holds the address."""
+    """Translate Slurm's variables into those that PyTorch reads; the first node is the master address."""
     slurm = {name: os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST')}
     address = os.environ.get('MASTER_ADDR')
     if not address:
@@ -47,19 +47,19 @@ def _slurm_variables(port: int | None) -> dict[str, str]:
 
 
 def rank_in_environment() -> int:
-    """Return the number of this process, as a launcher says it before the processes know each other."""
+    """Return the rank of this process from the launcher's variables, before the process group exists."""
     return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
 
 
 def is_restart() -> bool:
-    """Whether torchrun has started this process again after a failure."""
+    """Return whether torchrun has restarted this process after a failure."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
 def _fresh_store() -> dict:
-    """Keep processes that were started again from the addresses of those before them.
+    """Give restarted processes a separate key prefix in torchrun's store.
 
-    torchrun hands the same store to all of them, with what the dead ones have written.
+    torchrun reuses one store across restarts, and it still holds the addresses that the dead processes wrote.
     """
     if not is_restart():
         return {}

@@ -1,4 +1,4 @@
-"""A progress display for long work: what is done, how fast, how long it still takes."""
+"""Progress bars for long tasks: what is done, the time elapsed, and the time remaining."""
 
 import atexit
 import contextlib
@@ -35,7 +35,7 @@ def _make_bar(*columns: ProgressColumn) -> Progress:
 
 @contextlib.contextmanager
 def progress_of(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function of (part, done, total) that shows how far a long work is, on a terminal only."""
+    """Yield a function of (part, done, total) that updates a progress bar; it shows nothing without a terminal."""
     with _make_bar() if sys.stderr.isatty() else contextlib.nullcontext() as bar:
         tasks = {}
 
@@ -50,9 +50,9 @@ def progress_of(verb: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show a progress bar of training and evaluation on a terminal; elsewhere the log lines have to do.
+    """Show a progress bar of training and evaluation on a terminal; elsewhere there are only the log lines.
 
-    Only the first process of a distributed run shows it.
+    In a distributed run only the first process shows it.
     """
 
     priority = 'VERY_LOW'
@@ -66,7 +66,7 @@ class ProgressHook(Hook):
             self._bar = _make_bar(TextColumn('{task.fields[loss]}'))
             self._tasks = {}
             self._bar.start()
-            atexit.register(self._bar.stop)  # gives the terminal its cursor back, whatever ends the run
+            atexit.register(self._bar.stop)  # restores the terminal's cursor however the run ends
 
     def after_run(self, runner) -> None:
         if self._bar is not None:
@@ -74,7 +74,7 @@ class ProgressHook(Hook):
             self._bar = None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._bar is not None:  # reading the loss waits for the GPU
+        if self._bar is not None:  # checked first, since reading the loss waits for the GPU
             loss = (outputs or {}).get('loss')
             self._show('train', runner.iter + 1, runner.max_iters, '' if loss is None else f'loss {float(loss):.3f}')
 

@@ -1,4 +1,4 @@
-"""The states of the random generators of a process: Python's, NumPy's, torch's, and that of its GPU."""
+"""Saves, restores and isolates the random generators of a process: Python, NumPy, PyTorch and its GPU."""
 
 import contextlib
 import random
@@ -9,7 +9,7 @@ import torch
 
 
 def get_state() -> dict:
-    """Return the states as tensors and numbers, which a checkpoint may hold without being code."""
+    """Return the states as tensors and numbers, which load as plain data."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     assert (version, name) == (3, 'MT19937')
@@ -26,7 +26,7 @@ def get_state() -> dict:
 
 
 def set_state(state: dict) -> None:
-    """Put back what `get_state` has returned, in this process or in an earlier one."""
+    """Restore states that `get_state` returned, in this process or an earlier one."""
     random.setstate((3, tuple(state['python'].tolist()), state['python_gauss']))
     np.random.set_state(('MT19937', state['numpy'].numpy().astype(np.uint32), *state['numpy_rest']))
     torch.set_rng_state(state['torch'])
@@ -46,7 +46,7 @@ def _put_on_cpu(state: tuple) -> None:
 
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
-    """Leave the CPU's generators after the block as they were before it."""
+    """Restore the CPU generators after the block to their states before it."""
     before = _on_cpu()
     try:
         yield
@@ -55,15 +55,15 @@ def untouched() -> Iterator[None]:
 
 
 def seed_by(*key: int) -> None:
-    """Seed the CPU's generators by a tuple of numbers; different tuples give independent streams."""
+    """Seed the CPU generators from a tuple of numbers; different tuples give independent streams."""
     a, b, c = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(a))
     np.random.seed(int(b))
-    torch.default_generator.manual_seed(int(c))  # torch.manual_seed would queue a call for a GPU that is not in use
+    torch.default_generator.manual_seed(int(c))  # torch.manual_seed would queue a call on an unused GPU
 
 
 class Stream:
-    """Generators of their own for a part of the program: they are in force inside `with stream:` only."""
+    """A separate random stream for a part of the program, active only inside `with stream:`."""
 
     def __init__(self, *key: int) -> None:
         with untouched():

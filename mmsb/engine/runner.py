@@ -1,4 +1,4 @@
-"""MMEngine's runner, but one that goes on exactly where a run stopped, and runs nothing that is in a checkpoint."""
+"""MMEngine's runner, extended to resume a run exactly and to load checkpoints without running code from them."""
 
 import torch
 from mmengine.dist import all_gather_object, get_rank
@@ -14,19 +14,19 @@ from mmsb.registry import RUNNERS
 from . import rng
 from .exact_data import PatientWorker, make_exact
 
-STATE = 'exact_resume'  # the key of a checkpoint that holds what mmengine's do not
+STATE = 'exact_resume'  # the checkpoint key for what mmengine's checkpoints lack
 
 
 @RUNNERS.register_module()
 class SafeRunner(Runner):
-    """Runner that saves and restores all that the next iterations depend on.
+    """Runner that saves and restores everything that the next iterations depend on.
 
-    Beside what mmengine's checkpoints hold these have, for each process: the states of the random generators and the
-    gradients accumulated so far; the batch of the epoch that comes next; and whether the last validation is done.
+    In addition to what mmengine's checkpoints hold, these contain the states of the random generators and the gradients
+    accumulated so far, for each process; the position in the data; and whether the last validation is done.
     """
 
     def build_dataloader(self, dataloader, seed: int | None = None, diff_rank_seed: bool = False):
-        """Build a dataloader whose samples depend on the seed and on their place in the training alone."""
+        """Build a dataloader; training samples depend only on the seed and their position in the training."""
         loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
         loader.worker_init_fn = PatientWorker(loader.worker_init_fn)
         return make_exact(loader, self.seed) if dataloader is self._train_dataloader else loader
@@ -34,7 +34,7 @@ class SafeRunner(Runner):
     def train(self) -> torch.nn.Module:
         self._start = None
         if self._resume and self._load_from:
-            self._start = self._read(self._load_from)  # the sampler is built with the seed: before the run is resumed
+            self._start = self._read(self._load_from)  # read before resuming, since the sampler is built with the seed
             seed = (self._start.get('meta') or {}).get('seed')
             if seed is not None and seed != self._randomness_cfg.get('seed'):
                 now = self._randomness_cfg.get('seed')
@@ -46,7 +46,7 @@ class SafeRunner(Runner):
     def load_checkpoint(
         self, filename, map_location='cpu', strict: bool = False, revise_keys: tuple = ((r'^module.', ''),)
     ):
-        """Load the weights of a checkpoint, read as data (`trust_checkpoint=True` in the config: as code too)."""
+        """Load the weights of a checkpoint; it may run code only with `trust_checkpoint=True` in the config."""
         checkpoint = getattr(self, '_start', None) or self._read(filename)
         self._start = None
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -57,16 +57,20 @@ class SafeRunner(Runner):
         return checkpoint
 
     def resume(self, filename, resume_optimizer: bool = True, resume_param_scheduler: bool = True, map_location='cpu'):
-        """Go on from a checkpoint: exactly, if it was written by this runner with as many processes."""
+        """Resume from a checkpoint.
+
+        The run is the same as an uninterrupted one if this runner wrote the checkpoint, with the same number of
+        processes and of batches per epoch.
+        """
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         state, self._loaded_state = self._loaded_state, None
         if not hasattr(self.train_loop, 'resume'):
-            self.logger.warning(f'{type(self.train_loop).__name__} is not a loop of mmsb: the run may differ')
+            self.logger.warning(f'{type(self.train_loop).__name__} is not a training loop of mmsb: the run may differ')
             return
         place = state and self._usable_place(state)
         if not place:
             if state is None:
-                self.logger.warning('the checkpoint has no state of the data and of randomness: the run may differ')
+                self.logger.warning('the checkpoint holds no data position or random states: the run may differ')
             self.train_loop.resume(None, None)
             return
         mine = state['processes'][get_rank()]
@@ -76,10 +80,10 @@ class SafeRunner(Runner):
             parameters[name].grad = gradient.to(parameters[name].device)
 
     def save_checkpoint(self, out_dir, filename, *args, meta: dict | None = None, **kwargs) -> None:
-        """Save a checkpoint; all processes call it, the first one writes, and the others wait and fail with it.
+        """Save a checkpoint; all processes must call it. The first one writes, and a failure is raised in all of them.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the checkpoint could not be written.
         """
         error = None
         self._state = self._exact_state((meta or {}).get('iter', self.iter)) if kwargs.get('save_optimizer') else None
@@ -123,7 +127,7 @@ class SafeRunner(Runner):
             return None
         same = (then, place['length']) == (self.world_size, len(self.train_dataloader))
         if not same:
-            now = f'{self.world_size} processes and {len(self.train_dataloader)} batches an epoch'
+            now = f'{self.world_size} processes and {len(self.train_dataloader)} batches per epoch'
             was = f'{then} and {place["length"]}'
-            self.logger.warning(f'the run was saved with {was}, and goes on with {now}: it may differ')
+            self.logger.warning(f'the run was saved with {was}, and resumes with {now}: it may differ')
         return place if same else None

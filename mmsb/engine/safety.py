@@ -1,4 +1,4 @@
-"""What the launcher writes into a config so that its training can't be lost, and where a training goes on."""
+"""What the launcher writes into a config: the safe runner, loops and hooks, and the checkpoint to resume from."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ _LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop')
 
 
 def add_safety(cfg: Config) -> None:
-    """Write the safe runner, loop and hooks into a config, in place of the stock ones; others are left as they are.
+    """Replace the stock runner, loop and hooks of a config with the safe ones; custom loops and hooks are kept.
 
     Raises:
         ValueError: the config has a runner of its own.
@@ -44,7 +44,7 @@ def add_safety(cfg: Config) -> None:
 
 
 def use_safe_runner(cfg: Config) -> None:
-    """Write the runner into a config that reads checkpoints as data.
+    """Set the safe runner, which loads checkpoints as data, in a config.
 
     Raises:
         ValueError: the config has a runner of its own.
@@ -57,7 +57,7 @@ def use_safe_runner(cfg: Config) -> None:
 
 
 def output_folders(cfg: Config) -> list[str]:
-    """List the local folders that a run writes checkpoints to; the work dir is the first."""
+    """List the local folders to which a run writes checkpoints, starting with the work dir."""
     out_dir = _saving(cfg).get('out_dir')
     local = [str(Path(out_dir) / Path(cfg.work_dir).name)] if out_dir and '://' not in str(out_dir) else []
     return [cfg.work_dir, *local]
@@ -68,10 +68,10 @@ def _saving(cfg: Config) -> dict:
 
 
 def require_work_dir(cfg: Config) -> None:
-    """Check that the work dir takes files, before the runner writes its own.
+    """Check that the work dir is writable, before the runner writes to it.
 
     Raises:
-        RunStopped: it does not.
+        RunStopped: it is not.
     """
     if rank_in_environment() == 0:
         try:
@@ -81,27 +81,28 @@ def require_work_dir(cfg: Config) -> None:
 
 
 def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> None:
-    """Write into a config from which checkpoint it goes on.
+    """Write into a config which checkpoint to resume from, if any.
 
-    A process that torchrun has started again goes on from the newest one of its own run, whatever it was told at first.
+    A process that torchrun has restarted resumes from the newest checkpoint of its own run, whatever `resume` says.
 
     Args:
-        cfg: the settled config.
-        resume: 'auto' for the newest valid one of the work dir, if there is any; a path; None for what the config says.
-        stock: whether to take the one that mmengine would, unseen.
+        cfg: the complete config.
+        resume: 'auto' for the newest valid checkpoint in the work dir, if any; a path; None for what the config says.
+        stock: whether to choose the checkpoint as mmengine does, without validating it.
 
     Raises:
-        FileNotFoundError, ValueError: there are checkpoints, and none is valid.
+        FileNotFoundError: the given checkpoint does not exist.
+        ValueError: the given checkpoint is not valid, or there are checkpoints and none is valid.
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     auto = resume == 'auto'
     found = _newest(cfg, stock, own=not auto) if auto or is_restart() else None
     resume = found or resume
-    if resume in (None, 'auto'):  # it starts as the config says
+    if resume in (None, 'auto'):  # start as the config says
         cfg.resume = False
         return
-    if not (found or stock) and local_path(resume):  # what is found is valid: it is read as a whole for that
+    if not (found or stock) and local_path(resume):  # a found checkpoint has been validated already
         require_file(resume)
         reason = why_invalid(resume)
         if reason:
@@ -110,7 +111,7 @@ def settle_resume(cfg: Config, resume: str | None, *, stock: bool = False) -> No
 
 
 def _newest(cfg: Config, stock: bool, *, own: bool) -> str | None:
-    """Find where to go on; with `own` only what was written since launch.sh began: the folder may have an older run."""
+    """Find the newest checkpoint; with `own`, only since launch.sh started, as the folder may hold an older run."""
     if stock:
         return find_latest_checkpoint(cfg.work_dir)
     template = _saving(cfg).get('filename_tmpl')
@@ -124,6 +125,6 @@ def _newest(cfg: Config, stock: bool, *, own: bool) -> str | None:
     if skipped and path is None:
         raise ValueError(
             f'none of the {len(skipped)} checkpoints in {cfg.work_dir!r} is valid: {skipped[0]}; '
-            'to start anew name another --work-dir'
+            'to start a new run, use another --work-dir'
         )
     return path

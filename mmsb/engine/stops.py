@@ -1,19 +1,19 @@
-"""How a run ends that neither finished nor met a mistake: each end has an exit code, so that a script can tell.
+"""Exit codes for runs that stop early for reasons other than a user error, so that a script can tell them apart.
 
-The codes are those of sysexits.h that come nearest.
+The codes are the closest ones in sysexits.h.
 """
 
 EXIT_NOT_FINITE = 65  # EX_DATAERR: the loss or the gradient is NaN or infinite
 EXIT_NOT_SAVED = 74  # EX_IOERR: the checkpoints can't be written
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by a signal; start again with --resume
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped by a signal; restart with --resume
 
 
 class RunStopped(Exception):  # noqa: N818  (not always an error)
-    """Ends a run with an exit code of its own.
+    """Ends a run with a specific exit code.
 
     Args:
         message: one line for the user.
-        exit_code: one of the codes of this module.
+        exit_code: one of the codes in this module.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -1,16 +1,18 @@
-"""Stand-ins for mmcv's compiled operations, from torchvision and plain PyTorch: nothing to compile.
+"""Stand-ins for mmcv's compiled operations, written with torchvision and plain PyTorch: nothing to compile.
 
 MMDetection, MMSegmentation and many of MMPretrain's modules import `mmcv.ops`, which loads the compiled module
-`mmcv._ext`. An mmcv without it (`mmcv-lite`, or one that was installed without a compiler) fails there. `import mmsb`
-therefore registers a finder, last in line, that supplies `mmcv._ext` where mmcv brings none:
+`mmcv._ext`. This import fails if mmcv has no such module (`mmcv-lite`, or an mmcv installed without a compiler).
+`import mmsb` therefore appends an import finder that supplies `mmcv._ext` where mmcv does not:
 
-    import mmsb  # before anything of mmdet, mmseg or mmcv.ops
+    import mmsb  # before importing mmdet, mmseg or mmcv.ops
     from mmdet.apis import init_detector
 
-or, for a script of somebody else's, `python -m mmsb.ops SCRIPT ARGS`. A compiled `mmcv._ext` always wins; if it does
-not load (built for another PyTorch), its own error is shown. `MMSB_OPS=off` in the environment turns all of this off.
+For a script that does not import mmsb, run `python -m mmsb.ops SCRIPT ARGS`. A compiled `mmcv._ext` always takes
+precedence; if it fails to load (for example, because it was built for another PyTorch), its own error is shown.
+`MMSB_OPS=off` in the environment turns all of this off.
 
-`ext.py` is the module that mmcv loads: it lists what there is. Each operation states its source and how it differs.
+`ext.py` is the module that mmcv loads; it lists the supported operations. Each module states its sources and how its
+operations differ from mmcv's.
 """
 
 import os
@@ -26,14 +28,14 @@ EXTENSION = 'mmcv._ext'
 
 
 class ExtensionFinder(MetaPathFinder):
-    """Finds `mmcv._ext` in this package. It stands at the end of `sys.meta_path`: a compiled one is found before."""
+    """Finds `mmcv._ext` in this package. It is last in `sys.meta_path`, so that a compiled module is found first."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         return spec_from_file_location(name, Path(__file__).with_name('ext.py')) if name == EXTENSION else None
 
 
 def install() -> None:
-    """Register the finders, once, unless `MMSB_OPS=off`.
+    """Register the finders once, unless `MMSB_OPS=off`.
 
     Raises:
         ValueError: `MMSB_OPS` is neither 'on' nor 'off'.

@@ -1,7 +1,7 @@
 """Operations on boxes (x1, y1, x2, y2) in pixels: overlaps and non-maximum suppression.
 
-Differs from mmcv's compiled operations: equal scores keep the order of the boxes (theirs depends on an unstable sort),
-and float64 is accepted. With `offset=1` a box from 0 to 9 is 10 pixels wide, with 0 it is 9.
+Differs from mmcv's compiled operations: boxes with equal scores keep their order (mmcv's sort is unstable), and float64
+is accepted. A box from 0 to 9 is 10 pixels wide with `offset=1`, and 9 with `offset=0`.
 """
 
 import numpy as np
@@ -20,25 +20,25 @@ def areas_of(boxes: Tensor, offset: int) -> Tensor:
 
 
 def intersections(a: Tensor, b: Tensor, offset: int) -> Tensor:
-    """Compute the common areas of boxes whose shapes broadcast, (..., 4) each -> (...), in square pixels."""
+    """Compute the areas of intersection of boxes, (..., 4) each, broadcast -> (...), in square pixels."""
     size = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + offset
     return size.clamp(min=0).prod(-1)
 
 
 def ious_of(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """Compute the intersection over union of one box, (4,), with others, (n, 4) -> (n,)."""
+    """Compute the intersection over union of one box, (4,), with each of the others, (n, 4) -> (n,)."""
     common = intersections(box, boxes, offset)
     return common / (areas_of(box, offset) + areas_of(boxes, offset) - common)
 
 
 def as_float32(threshold: float) -> float:
-    """Round a threshold as mmcv's kernels do: an overlap of 3/5 is not above a threshold of 0.6."""
+    """Round a threshold to float32 as mmcv's kernels do, so that an overlap of 3/5 is not above a threshold of 0.6."""
     return float(np.float32(threshold))
 
 
 @in_float32('ious')
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
-    """Write the overlaps of boxes into `ious`: (m, 4) and (n, 4) -> (m, n), or (n) pair by pair if `aligned`.
+    """Write the overlaps of boxes into `ious`: (m, 4) and (n, 4) -> (m, n), or pairwise -> (n) if `aligned`.
 
     Args:
         mode: 0 for intersection over union, 1 for intersection over the first area ("foreground").
@@ -51,7 +51,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
 
 @in_float32()
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Keep the best of boxes that overlap by more than a threshold: (n, 4), (n) -> indices by descending score."""
+    """Keep the best of the boxes that overlap by more than a threshold: (n, 4), (n) -> indices by descending score."""
     iou_threshold = as_float32(iou_threshold)
     if offset == 0:
         return torchvision.ops.nms(boxes, scores, iou_threshold)
@@ -80,17 +80,17 @@ def softnms(
     Args:
         boxes: (n, 4).
         scores: (n).
-        dets: (n, 5); its first rows become box and lowered score of what is kept.
-        iou_threshold: least overlap of 'naive' and 'linear'.
-        sigma: of 'gaussian'.
-        min_score: what falls below is dropped.
-        method: 0 'naive' (a score of 0), 1 'linear', 2 'gaussian'.
+        dets: (n, 5), output; its first k rows receive the kept boxes and their lowered scores.
+        iou_threshold: overlap from which 'naive' and 'linear' lower a score.
+        sigma: width of the 'gaussian' penalty, exp(-iou ** 2 / sigma).
+        min_score: boxes whose score falls below it are dropped.
+        method: 0 'naive' (sets the score to 0), 1 'linear', 2 'gaussian'.
 
     Returns:
-        Indices of the kept boxes, (k), in the order in which they were chosen.
+        Indices of the kept boxes, (k), in the order of selection.
 
     Raises:
-        ValueError: for another method.
+        ValueError: the method is another number.
     """
     if method not in SOFT_NMS_METHODS:
         raise ValueError(f'method of softnms must be one of {SOFT_NMS_METHODS}, got {method!r}')
@@ -113,7 +113,7 @@ def softnms(
 
 @in_float32()
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group boxes, (n, 5) with their scores last: each kept box, followed by those that it suppresses, as indices."""
+    """Group boxes, (n, 5) with scores last, into lists of indices: a kept box, then those that it suppresses."""
     boxes, iou_threshold = dets[:, :4], as_float32(iou_threshold)
     rest = dets[:, 4].argsort(descending=True, stable=True)
     groups = []

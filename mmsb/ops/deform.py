@@ -1,7 +1,8 @@
-"""Deformable convolution (arXiv:1703.06211, arXiv:1811.11168) by torchvision, deformable attention (arXiv:2010.04159).
+"""Deformable convolution (arXiv:1703.06211, arXiv:1811.11168) and attention (arXiv:2010.04159).
 
-Shapes: input (B, C, H, W), output (B, D, H', W'), weight (D, C / groups, kH, kW), G deformable groups, offset
-(B, 2 * G * kH * kW, H', W') as (dy, dx) in pixels, mask (B, G * kH * kW, H', W').
+The convolutions call torchvision's kernels. Shapes: input (B, C, H, W), output (B, D, H', W'), weight
+(D, C / groups, kH, kW), offset (B, 2 * G * kH * kW, H', W') as (dy, dx) in pixels, mask (B, G * kH * kW, H', W'), where
+G is the number of deformable groups.
 """
 
 import torch
@@ -18,7 +19,7 @@ def deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,  # noqa: N803  mmcv's names
+    kW: int,  # noqa: N803  mmcv's names, here and below
     kH: int,  # noqa: N803
     dW: int,  # noqa: N803
     dH: int,  # noqa: N803
@@ -56,7 +57,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Write the gradients of input and offset; that of the weight, a by-product, waits in mmcv's scratch `columns`."""
+    """Write the gradients of input and offset; keep that of the weight, a by-product, in mmcv's buffer `columns`."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _gradients(gradOutput, geometry, input, weight, offset)
     gradInput.copy_(grads[0])
@@ -162,7 +163,7 @@ def modulated_deform_conv_backward(
 
 
 def _operands(size: torch.Size, input: Tensor, weight: Tensor, offset: Tensor, mask, bias) -> tuple[Tensor, ...]:
-    """Complete the operands of torchvision's kernels, which take zeros for a mask and a bias that are not there."""
+    """Complete the operands of torchvision's kernels, which expect zeros for a missing mask or bias."""
     return (
         input,
         weight,
@@ -175,7 +176,7 @@ def _operands(size: torch.Size, input: Tensor, weight: Tensor, offset: Tensor, m
 def _first(maps: Tensor, size: torch.Size) -> Tensor:
     """Read maps larger than the output, (B, K, h, w), as mmcv's kernels do: the first K * H' * W' values of each image.
 
-    mmcv's kernels do not compare the sizes, and DyHead hands them the offsets of another level.
+    mmcv's kernels do not check the sizes, and DyHead passes them the offsets of another level.
     """
     if maps.shape[-2:] == size or maps[0, 0].numel() < size.numel():
         return maps
@@ -183,7 +184,7 @@ def _first(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 def _write(target: Tensor, grad: Tensor) -> None:
-    """Write a gradient, or that of the first values of each image."""
+    """Write a gradient; a larger target (see `_first`) gets it in the first values of each image, and zeros after."""
     target.zero_().flatten(1)[:, : grad[0].numel()] = grad.flatten(1)
 
 
@@ -201,7 +202,8 @@ def _gradients(
 
 
 def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # not while mmcv.ops loads
+    # Imported late, since mmcv.ops itself loads this module.
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
 
@@ -215,16 +217,16 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Sample and weigh values at several levels, by mmcv's own function for the CPU.
+    """Sample and weight values at several levels, with mmcv's own CPU function.
 
     Args:
-        value: (B, keys, heads, channels of a head).
-        value_spatial_shapes: (levels, 2), height and width of each.
+        value: (B, keys, heads, channels per head).
+        value_spatial_shapes: (levels, 2), height and width of each level.
         sampling_locations: (B, queries, heads, levels, points, 2), x and y from 0 to 1.
         attention_weights: (B, queries, heads, levels, points).
 
     Returns:
-        (B, queries, heads * channels of a head).
+        (B, queries, heads * channels per head).
     """
     return _attend(value, value_spatial_shapes, sampling_locations, attention_weights)
 
@@ -242,7 +244,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Write the gradients of values, locations and weights, by autograd."""
+    """Write the gradients of values, locations and weights, computed by autograd."""
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (value, sampling_locations, attention_weights)]
         output = _attend(inputs[0], value_spatial_shapes, *inputs[1:])

@@ -1,8 +1,9 @@
 """Keeps MMDetection's coordinates in float32 under mixed precision.
 
-Its RoI extractors cast the boxes to the type of the features, and its heads make anchors and points in that of the
-scores. A step of bfloat16 is 4 pixels above 512 and 8 above 1024, one of float16 half a pixel above 512: boxes would
-move. Here the features are cast instead, and what was extracted is cast back; anchors and points are float32.
+Its RoI extractors cast the boxes to the dtype of the features, and its heads create anchors and points in the dtype of
+the scores. This would shift boxes: the spacing of bfloat16 is 4 pixels above 512 and 8 above 1024, and that of float16
+is half a pixel above 512. Here the features are cast to float32 instead and the result is cast back, and anchors and
+points are float32.
 """
 
 import functools
@@ -17,7 +18,7 @@ from .precision import REDUCED
 
 
 class PatchDetectors(MetaPathFinder):
-    """Finds the modules of MMDetection that hold these classes, and wraps their methods once a module is loaded."""
+    """Finds the MMDetection modules listed in `PATCHES`, and wraps the methods of their classes after loading."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         if name not in PATCHES:
@@ -38,7 +39,7 @@ class PatchDetectors(MetaPathFinder):
 
 
 def extract_in_float32(call: Callable) -> Callable:
-    """Wrap the `__call__` of a RoI extractor: (features, RoIs, ...) -> (R, C, h, w) in the type of the features."""
+    """Wrap the `__call__` of a RoI extractor: (features, RoIs, ...) -> (R, C, h, w) in the dtype of the features."""
 
     @functools.wraps(call)
     def wrapped(self, feats, rois, *args, **kwargs):
@@ -51,7 +52,7 @@ def extract_in_float32(call: Callable) -> Callable:
 
 
 def priors_in_float32(method: Callable) -> Callable:
-    """Wrap a method that makes anchors or points in a `dtype`: float32 instead of a reduced one."""
+    """Wrap a method that creates anchors or points in a given `dtype`: use float32 instead of a reduced one."""
     signature = inspect.signature(method)
 
     @functools.wraps(method)

@@ -1,6 +1,6 @@
-"""What mmcv loads as `mmcv._ext` where it has no compiled operations; see `mmsb.ops`.
+"""The module that mmcv loads as `mmcv._ext` if it has no compiled operations; see `mmsb.ops`.
 
-Each function has the signature of the compiled one, results written into tensors that are handed in included.
+Each function has the signature of the compiled one, including output tensors that it fills in place.
 """
 
 import logging
@@ -74,7 +74,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def __getattr__(name: str):
-    """Answer for every other operation, since mmcv asks for all names while it loads; calling one is an error."""
+    """Return a function that raises when called, for every other operation: mmcv looks up all names as it loads."""
     if name.startswith('__'):
         raise AttributeError(name)
 

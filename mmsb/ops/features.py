@@ -1,4 +1,4 @@
-"""Operations on feature maps: CARAFE (arXiv:1905.02188), the PSA mask (PSANet, ECCV 2018), masked convolution."""
+"""Operations on feature maps: CARAFE (arXiv:1905.02188), PSA masks (PSANet, ECCV 2018) and masked convolution."""
 
 from collections.abc import Iterator
 
@@ -21,14 +21,14 @@ class _Reassembly:
         self.channels = channels // group_size
 
     def split(self, maps: Tensor) -> Tensor:
-        """View maps of the output's size as (B, groups, channels or taps of a group, H, s, W, s)."""
+        """View maps of the output's size as (B, groups, channels or taps per group, H, s, W, s)."""
         return maps.reshape(self.batch, self.groups, -1, self.height, self.scale, self.width, self.scale)
 
     def pad(self, features: Tensor) -> Tensor:
         return F.pad(features, [self.k // 2] * 4).unflatten(1, (self.groups, self.channels))
 
     def taps(self, padded: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each tap and the features that it reads, (B, groups, channels, H, W), as a view."""
+        """Yield the index of each tap and a view of the features that it reads, (B, groups, channels, H, W)."""
         for tap in range(self.k * self.k):
             row, column = divmod(tap, self.k)
             yield tap, padded[..., row : row + self.height, column : column + self.width]
@@ -106,7 +106,7 @@ def carafe_backward(
 
 
 def _psa_taps(h_feature: int, w_feature: int, h_mask: int, w_mask: int, device) -> tuple[Tensor, Tensor]:
-    """Find with which tap of its mask each position sees another, (H * W others, H, W), and whether it has one."""
+    """Find the mask tap with which each position sees another, and whether there is one: (H * W others, H, W)."""
     rows, columns = torch.arange(h_feature, device=device), torch.arange(w_feature, device=device)
     row = (rows[:, None] - rows + (h_mask - 1) // 2)[:, None, :, None]  # (other's row, 1, row, 1)
     column = (columns[:, None] - columns + (w_mask - 1) // 2)[None, :, None, :]
@@ -116,7 +116,7 @@ def _psa_taps(h_feature: int, w_feature: int, h_mask: int, w_mask: int, device) 
 
 
 def _swap_roles(maps: Tensor, psa_type: int) -> Tensor:
-    """Turn (B, others, H, W) of 'collect' (0) into (B, positions, others' H, W) of 'distribute' (1), and back."""
+    """Convert (B, others, H, W) of 'collect' (0) to (B, positions, others' H, W) of 'distribute' (1), or back."""
     return maps if psa_type == 0 else maps.flatten(2).transpose(1, 2).reshape(maps.shape)
 
 
@@ -132,7 +132,7 @@ def psamask_forward(
     half_h_mask: int,
     half_w_mask: int,
 ) -> None:
-    """Spread the mask of each position, (B, h_mask * w_mask, H, W), over the map: (B, H * W, H, W) into `output`."""
+    """Spread the mask of each position, (B, h_mask * w_mask, H, W), over the map: `output`, (B, H * W, H, W)."""
     tap, seen = _psa_taps(h_feature, w_feature, h_mask, w_mask, input.device)
     output.copy_(_swap_roles(input.gather(1, tap.expand(num_, -1, -1, -1)) * seen, psa_type))
 
@@ -175,5 +175,5 @@ def masked_im2col_forward(
 def masked_col2im_forward(
     col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
 ) -> None:
-    """Write M columns, (channels, M), to their positions of `im`, (1, channels, height, width)."""
+    """Write M columns, (channels, M), to their positions in `im`, (1, channels, height, width)."""
     im[0, :, mask_h_idx, mask_w_idx] = col

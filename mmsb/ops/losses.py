@@ -1,7 +1,7 @@
 """Focal losses (Lin et al., arXiv:1708.02002, equation 5).
 
-Differs from mmcv's CUDA kernels: `log(1 - p)` is computed from the logit. Theirs subtracts in float32 and clips, which
-gives a loss of 87 for every background logit between 17 and 87.
+Differs from mmcv's CUDA kernels: `log(1 - p)` is computed from the logit. The kernels subtract in float32 and clip,
+which gives a loss of 87 for every background logit between 17 and 87.
 """
 
 import torch
@@ -34,7 +34,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of each loss by its logit into `grad_input`, (n, classes)."""
+    """Write the derivative of each loss with respect to its logit into `grad_input`, (n, classes)."""
     log_p, log_q, is_target = F.logsigmoid(input), F.logsigmoid(-input), _one_hot(target, input)
     p, q = log_p.exp(), log_q.exp()
     hit = alpha * q**gamma * (q - gamma * p * log_p)
@@ -70,7 +70,7 @@ def softmax_focal_loss_forward(
 def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivatives by the logits into `grad_input`, (n, classes), and the factor of each row into `buff`."""
+    """Write the gradients of the logits into `grad_input`, (n, classes), and the factor of each row into `buff`."""
     p, valid = _probability_of(target, input)
     factor = alpha * (gamma * (1 - p) ** (gamma - 1) * p * p.log() - (1 - p) ** gamma)
     buff.copy_(torch.where(valid, factor * _weight_of(target.clamp(min=0), weight), 0))
@@ -78,6 +78,6 @@ def softmax_focal_loss_backward(
 
 
 def _probability_of(target: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Pick the probability of each row's target, at least the smallest normal float, and tell which targets count."""
+    """Return the probability of each row's target, at least the smallest normal float, and which targets are valid."""
     p = probabilities.gather(1, target.clamp(min=0)[:, None])[:, 0]
     return p.clamp(min=torch.finfo(p.dtype).tiny), target >= 0

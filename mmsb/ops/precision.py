@@ -1,4 +1,4 @@
-"""Computes operations in float32 whatever automatic mixed precision hands them."""
+"""Runs operations in float32 under automatic mixed precision."""
 
 import functools
 import inspect
@@ -11,12 +11,13 @@ REDUCED = (torch.float16, torch.bfloat16)
 
 
 def in_float32(*outputs: str) -> Callable[[Callable], Callable]:
-    """Decorate an operation: no autocast, and float32 in the place of float16 and bfloat16 tensors.
+    """Decorate an operation to run without autocast, with float16 and bfloat16 tensors cast to float32.
 
-    torchvision's kernels know no bfloat16, and no float16 on a CPU; in plain PyTorch autocast would round in between.
+    torchvision's kernels do not support bfloat16, or float16 on a CPU. In plain PyTorch, autocast would round
+    intermediate results.
 
     Args:
-        outputs: names of the arguments that the operation writes into; they keep their type.
+        outputs: names of the arguments that the operation writes to; they keep their dtype.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -29,7 +30,7 @@ def in_float32(*outputs: str) -> Callable[[Callable], Callable]:
             given = {name: values[name] for name in outputs}
             tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
             for name, value in tensors.items():
-                if value.dtype in REDUCED and value.numel():  # mmcv passes empty tensors for what is not there
+                if value.dtype in REDUCED and value.numel():  # mmcv passes empty tensors for missing arguments
                     values[name] = value.float()
             with torch.autocast(next(iter(tensors.values())).device.type, enabled=False):
                 result = function(*bound.args, **bound.kwargs)

@@ -1,7 +1,7 @@
 """Pooling of regions of interest: RoIAlign (He et al., arXiv:1703.06870) and RoIPool (Girshick, arXiv:1504.08083).
 
 Shapes: B batch, C channels, H x W features, R regions, each (image index, x1, y1, x2, y2) in pixels of the image; the
-output is (R, C, h, w). RoIAlign with average is torchvision's kernel; the rest loops over the regions, exact but slow.
+output is (R, C, h, w). Average RoIAlign calls torchvision's kernel; the rest loops over the regions, exact but slow.
 """
 
 import math
@@ -29,15 +29,15 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write bilinear samples, averaged or their maximum, into `output`, (R, C, h, w).
+    """Write the average or maximum of bilinear samples into `output`, (R, C, h, w).
 
     Args:
         input: (B, C, H, W).
-        argmax_y: (R, C, h, w), becomes the row of each maximum, in pixels of the features, rounded to its type.
+        argmax_y: (R, C, h, w), receives the row of each maximum, in pixels of the features, rounded to its dtype.
         argmax_x: the same for the column.
-        spatial_scale: pixels of the features for each pixel of the image.
-        sampling_ratio: samples for each bin and axis; 0: as many as the bin has pixels.
-        aligned: the centre of pixel 0 is at 0.5.
+        spatial_scale: size of the features relative to the image, such as 1/16.
+        sampling_ratio: samples per bin along each axis; 0 for one per pixel of the bin, rounded up.
+        aligned: whether the centre of pixel 0 is at 0.5 instead of 0.
     """
     size = (aligned_height, aligned_width)
     if pool_mode != MAX:
@@ -87,7 +87,7 @@ def roi_align_backward(
 def _sample_points(
     rois: Tensor, size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield image index, rows (h, samples) and columns (w, samples) of the points at which a region is sampled."""
+    """Yield, for each region, its image index and the rows (h, samples) and columns (w, samples) of its samples."""
     shift = 0.5 if aligned else 0.0
     for roi in rois:
         start = roi[1:3] * scale - shift  # x, y
@@ -107,7 +107,7 @@ def _sample_points(
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Find the four pixels around each point, as flat positions (4, ...), and their bilinear weights (4, ...).
 
-    A point more than a pixel outside the map has weights of 0; one within that pixel takes the border's value.
+    A point more than one pixel outside the map has weights of 0; a closer one takes the border's value.
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
@@ -120,7 +120,7 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Ten
 
 
 def _scatter_add(grad_input: Tensor, rois: Tensor, positions: Tensor, grads: Tensor) -> None:
-    """Add gradients, (..., R, C, h, w), to flat positions of the maps of their regions' images."""
+    """Add gradients, (..., R, C, h, w), at flat positions in the maps of their regions' images."""
     batch, channels, height, width = grad_input.shape
     images = rois[:, 0].long().view(-1, 1, 1, 1)
     planes = images * channels + torch.arange(channels, device=rois.device).view(-1, 1, 1)
@@ -141,8 +141,8 @@ def roi_pool_forward(
 ) -> None:
     """Write the maximum of each bin into `output`, (R, C, h, w), and its flat position into `argmax`, -1 for none.
 
-    A bin reaches from the floor of its start to the ceiling of its end; torchvision's RoIPool, which rounds the region
-    first, is another function. The output of a region without extent is 0.
+    A bin extends from the floor of its start to the ceiling of its end. torchvision's RoIPool differs: it rounds the
+    region first. The output of an empty region is 0.
     """
     argmax.fill_(-1)
     height, width = input.shape[-2:]
@@ -160,7 +160,7 @@ def roi_pool_forward(
 
 
 def _bins(start: Tensor, end: Tensor, bins: int, limit: int) -> list[tuple[int, int]]:
-    """Split a range into bins, as (first, one past the last) pixel, which may overlap by one."""
+    """Split a range into bins, as (first, one past the last) pixel; neighbours may overlap by one pixel."""
     steps = torch.arange(bins, device=start.device, dtype=start.dtype)
     length = (end - start) / bins
     firsts = (steps * length + start).floor().clamp(0, limit).int().tolist()

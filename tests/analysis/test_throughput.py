@@ -253,7 +253,7 @@ def test_speed_of_the_paper_stands_beside_its_image_size_alone(size, there):
 
 
 WRONG = {
-    'nothing': ([], 2, 'name a config, or say --all-systems'),
+    'nothing': ([], 2, 'name a config, or use --all-systems'),
     'phase': ([SB, '--phases', 'sleep'], 2, "invalid choice: 'sleep'"),
     'size': ([SB, '--sizes', '224x'], 2, "must be pixels, 224 or 800x1333 (height x width), got '224x'"),
     'batch': ([SB, '--batch-sizes', '0'], 2, "must be a number of at least 1, got '0'"),

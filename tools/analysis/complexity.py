@@ -1,11 +1,11 @@
-"""Parameters, operations and activations of networks, beside the paper's figures.
+"""Count parameters, operations and activations of networks, and compare them with the paper's figures.
 
 python tools/analysis/complexity.py configs/imagenet/sb-resnet50_b256-100e_in1k.py [--stages] [--bias]
 python tools/analysis/complexity.py --all [--json FILE] [--csv FILE]
 python tools/analysis/complexity.py --paper
 python tools/analysis/complexity.py configs/coco/faster-rcnn_sb-r50_fpn_1x_coco.py --shape 800 1333
 
-Activations are the elements of the outputs of convolutions. Of detectors and segmenters the backbone is counted.
+Activations are the output elements of all convolutions. For detectors and segmenters only the backbone is counted.
 """
 
 import argparse
@@ -24,23 +24,23 @@ UNITS = ['params M', 'multiply-adds M', 'operations M', 'activations M']
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description='Count parameters, operations and activations (elements of the outputs of convolutions).'
+        description='Count parameters, operations and activations (output elements of convolutions).'
     )
     parser.add_argument('configs', nargs='*', metavar='CONFIG', help='config files')
-    parser.add_argument('--all', action='store_true', help='all shipped classification configs')
-    parser.add_argument('--paper', action='store_true', help="the rows of the paper's tables, beside its figures")
-    parser.add_argument('--stages', action='store_true', help='also stem, each stage, and head')
-    parser.add_argument('--bias', action='store_true', help='also what spatial bias alone adds')
+    parser.add_argument('--all', action='store_true', help='count all shipped classification configs')
+    parser.add_argument('--paper', action='store_true', help="compare with the figures in the paper's tables")
+    parser.add_argument('--stages', action='store_true', help='also count the stem, each stage and the head')
+    parser.add_argument('--bias', action='store_true', help='also count what spatial bias adds')
     parser.add_argument(
-        '--shape', type=int, nargs='+', metavar='PX', help='height and width (default: the config says)'
+        '--shape', type=int, nargs='+', metavar='PX', help='height and width (default: as in the config)'
     )
-    parser.add_argument('--json', metavar='FILE', help='write the counts of the configs as json')
-    parser.add_argument('--csv', metavar='FILE', help='write the counts of the configs as csv, one part a line')
+    parser.add_argument('--json', metavar='FILE', help='write the counts as JSON')
+    parser.add_argument('--csv', metavar='FILE', help='write the counts as CSV, one part per line')
     args = parser.parse_args()
     if not (args.configs or args.all or args.paper):
-        parser.error('name a config, or say --all or --paper')
+        parser.error('name a config, or use --all or --paper')
     if args.paper and (args.json or args.csv or args.shape or args.stages or args.bias):
-        parser.error('--paper goes with none of --json, --csv, --shape, --stages and --bias')
+        parser.error('--paper cannot be combined with --json, --csv, --shape, --stages or --bias')
     check_folders(parser, args, 'json', 'csv')
     return args
 
@@ -70,7 +70,7 @@ def _paper_shape(row: dict[str, str]) -> tuple[int, int, int]:
 
 
 def count_parts(name: str, args, shape: tuple[int, int, int] | None) -> dict[str, Complexity]:
-    """Count a config: 'network' (or 'backbone'), its stages and its bias, as far as the command line asks for them."""
+    """Count the network (or backbone) of a config, and its stages and spatial bias if the options ask for them."""
     cfg = zoo.load(name)
     counts = {'network' if zoo.is_classifier(cfg) else 'backbone': zoo.measure(cfg, shape)}
     if args.stages:
@@ -81,7 +81,7 @@ def count_parts(name: str, args, shape: tuple[int, int, int] | None) -> dict[str
 
 
 def as_json(parts: dict[str, Complexity]) -> dict:
-    """Nest what the options added below the counts of the whole."""
+    """Nest the counts of the stages and the bias under those of the whole."""
     (_, whole), *others = parts.items()
     nested = {name: asdict(counts) for name, counts in others}
     bias = nested.pop('bias', None)
@@ -90,7 +90,7 @@ def as_json(parts: dict[str, Complexity]) -> dict:
 
 def main() -> None:
     args = parse_args()
-    logging.disable(logging.INFO)  # what the libraries say while they build
+    logging.disable(logging.INFO)  # hide what the libraries log while building
     if args.paper:
         header = ['table', 'system', 'setting', 'params M', 'paper', 'multiply-adds M', 'operations M', 'paper']
         print(markdown(header, paper_table()))
@@ -102,7 +102,7 @@ def main() -> None:
     counts = {name: count_parts(name, args, shape) for name in names}
     lines = [(name, part, value) for name, parts in counts.items() for part, value in parts.items()]
     if counts:
-        labelled = any(part != 'network' for _, part, _ in lines)  # a column of the same word says nothing
+        labelled = any(part != 'network' for _, part, _ in lines)  # drop a column that would say 'network' in every row
         rows = [[Path(name).stem, *([part] if labelled else []), *figures(value)] for name, part, value in lines]
         print(markdown(['config', *(['part'] if labelled else []), *UNITS], rows))
     if args.json:

@@ -1,11 +1,11 @@
-"""Speed and peak memory of networks beside the plain one, measured in turn.
+"""Measure the speed and peak memory of networks, interleaved with the plain network.
 
 python tools/analysis/throughput.py configs/imagenet/sb-resnet50_b256-100e_in1k.py
 python tools/analysis/throughput.py --all-systems --json FILE --plot FILE
 python tools/analysis/throughput.py CONFIG... --sizes 224 448 800x1333 --batch-sizes 1 --memory --plot FILE
 
-Of classification configs the whole network is measured, of others backbone and neck (say `--sizes`). Weights are
-random.
+For classification configs the whole network is measured; for others, backbone and neck (these need `--sizes`). Weights
+are random.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from mmsb.analysis.throughput import Cell, Plan, measure, summarise_all
 from mmsb.engine.launcher import run_tool
 from mmsb.engine.progress import progress_of
 
-PAPER_SIZE_PX = (224, 224)  # of the images whose speed the paper has
+PAPER_SIZE_PX = (224, 224)  # image size of the paper's speed figures
 
 
 def at_least(lowest: float, kind: type):
-    """Make the type of an argument that has a lowest value."""
+    """Return an argparse type for numbers of at least `lowest`."""
 
     def parse(text: str):
         try:
@@ -41,7 +41,7 @@ def at_least(lowest: float, kind: type):
 
 
 def size(text: str) -> tuple[int, int]:
-    """Read '224' or '800x1333', height before width, in pixels."""
+    """Parse '224' or '800x1333' into (height, width) in pixels."""
     sides = text.split('x')
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f'must be pixels, 224 or 800x1333 (height x width), got {text!r}')
@@ -49,10 +49,10 @@ def size(text: str) -> tuple[int, int]:
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Measure speed and peak memory of networks, in turn.')
+    parser = argparse.ArgumentParser(description='Measure the speed and peak memory of networks, interleaved.')
     parser.add_argument('configs', nargs='*', metavar='CONFIG', help='config files')
-    parser.add_argument('--all-systems', action='store_true', help='all systems of tables 8 to 10 that are there')
-    parser.add_argument('--plain', metavar='CONFIG', help='what the others are compared with (default: ResNet-50)')
+    parser.add_argument('--all-systems', action='store_true', help='measure all available systems of tables 8 to 10')
+    parser.add_argument('--plain', metavar='CONFIG', help='network to compare with (default: ResNet-50)')
     for option, choices, default in (
         ('--phases', PHASES, PHASES),
         ('--modes', MODES, MODES[:1]),
@@ -62,28 +62,28 @@ def parse_args():
         parser.add_argument(option, nargs='+', choices=choices, default=default, help=f'default: {" ".join(default)}')
     parser.add_argument('--batch-sizes', nargs='+', type=at_least(1, int), default=[1, 32], help='default: 1 32')
     parser.add_argument('--sizes', nargs='+', type=size, metavar='PX', help="224 or 800x1333 (default: the config's)")
-    parser.add_argument('--repeats', type=at_least(1, int), default=10, help='rounds; default: 10')
-    parser.add_argument('--warmup', type=at_least(1, int), default=2, help='calls before the rounds; default: 2')
-    parser.add_argument('--sample-s', type=at_least(0, float), default=0.5, help='seconds a sample; default: 0.5')
-    parser.add_argument('--memory', action='store_true', help='peak memory on the CPU too, each in its own process')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: a GPU if there is one)')
-    parser.add_argument('--seed', type=int, default=0, help='of weights and images; default: 0')
-    parser.add_argument('--json', metavar='FILE', help='write everything as json, after each round')
-    parser.add_argument('--plot', metavar='FILE', help='draw accuracy against speed, or cost against several --sizes')
+    parser.add_argument('--repeats', type=at_least(1, int), default=10, help='number of rounds; default: 10')
+    parser.add_argument('--warmup', type=at_least(1, int), default=2, help='calls before the first round; default: 2')
+    parser.add_argument('--sample-s', type=at_least(0, float), default=0.5, help='seconds per sample; default: 0.5')
+    parser.add_argument('--memory', action='store_true', help='peak memory on the CPU too, in separate processes')
+    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: a GPU if available)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of weights and images; default: 0')
+    parser.add_argument('--json', metavar='FILE', help='write all results as JSON, after each round')
+    parser.add_argument('--plot', metavar='FILE', help='plot accuracy against speed, or cost against several --sizes')
     args = parser.parse_args()
     if not (args.configs or args.all_systems):
-        parser.error('name a config, or say --all-systems')
+        parser.error('name a config, or use --all-systems')
     check_folders(parser, args, 'json', 'plot')
     return args
 
 
 def settings_of(args, plain: networks.Source) -> list[Setting]:
-    """Combine the options; networks are the innermost loop, so that they are compared side by side."""
+    """Return all combinations of the options; `measure` runs all networks in each, to compare them side by side."""
     sizes = args.sizes
     if not sizes:
         cfg = plain.load()
         if not zoo.is_classifier(cfg):
-            raise ValueError(f'{plain.config!r} is no classification config: say --sizes, e.g. 800x1333')
+            raise ValueError(f'{plain.config!r} is not a classification config: give --sizes, e.g. 800x1333')
         sizes = [zoo.input_shape(cfg)[1:]]
     choices = itertools.product(args.modes, args.memory_formats, args.dtypes, args.phases, args.batch_sizes, sizes)
     return [
@@ -93,7 +93,7 @@ def settings_of(args, plain: networks.Source) -> list[Setting]:
 
 
 def spread(figures: dict, name: str, decimals: int) -> str:
-    """Write a median and, in brackets, the quartiles."""
+    """Format a median, with the quartiles in brackets."""
     if figures[name] is None:
         return ''
     low, high = figures[f'{name}_quartiles']
@@ -101,11 +101,11 @@ def spread(figures: dict, name: str, decimals: int) -> str:
 
 
 def table(results: list[dict], paper: dict[str, float]) -> str:
-    """Lay out what was measured in one setting, and below it the reasons of empty cells.
+    """Format the results of one setting as a table, followed by the reasons for empty cells.
 
     Args:
-        results: of the setting.
-        paper: its time relative to the plain network, in inference at PAPER_SIZE_PX.
+        results: results of the setting, one per network.
+        paper: the paper's time of each network relative to the plain one, for inference at PAPER_SIZE_PX.
     """
     memory = any(figures['peak_mib'] is not None for figures in results)
     setting = results[0]['phase'], tuple(results[0]['size_px'])
@@ -124,14 +124,14 @@ def table(results: list[dict], paper: dict[str, float]) -> str:
 
 
 def paper_time(described: dict[str, dict], plain: str) -> dict[str, float]:
-    """Compute the paper's time of an image relative to the plain network, from its images a second."""
+    """Compute the paper's time per image relative to the plain network, from its images per second."""
     speeds = {name: about['paper_images_per_s'] for name, about in described.items() if about['paper_images_per_s']}
     return {name: speeds[plain] / speed for name, speed in speeds.items()} if plain in speeds else {}
 
 
 def main() -> None:
     args = parse_args()
-    logging.disable(logging.WARNING)  # what the libraries say while they build
+    logging.disable(logging.WARNING)  # hide what the libraries log while building
     warnings.simplefilter('ignore')
     device = machine.find_device(args.device)
     configs = [*args.configs, *(zoo.systems() if args.all_systems else [])]
@@ -144,7 +144,7 @@ def main() -> None:
     print(machine.summary(about))
     print(f'Medians of {plan.rounds} rounds, quartiles in brackets; compared with {plain.name} round by round.')
     if device.type == 'cpu' and not plan.memory:
-        print('Peak memory is not measured: on the CPU --memory does it, in a process for each figure.')
+        print('Peak memory is not measured; on the CPU, --memory does so, with a separate process per figure.')
     described = {source.name: describe(source) for source in sources}
     paper = paper_time(described, plain.name)
 
@@ -168,13 +168,13 @@ def main() -> None:
 
 
 def finished(cells: list[Cell], rounds: int) -> bool:
-    """Tell whether the last setting has all its rounds."""
+    """Return whether the last setting has completed all rounds."""
     here = [cell for cell in cells if cell.setting == cells[-1].setting]
     return all(cell.reason or len(cell.seconds) == rounds for cell in here)
 
 
 def describe(source: networks.Source) -> dict:
-    """Write down what a network is, and what the paper has for it."""
+    """Describe a network, with the paper's figures for it."""
     row = (None if source.backbone_options else zoo.paper_row(source.config)) or {}
     top1 = float(row['top1']) if row.get('top1') else None
     if row.get('top1_err'):
@@ -190,7 +190,7 @@ def draw(results: list[dict], described: dict[str, dict], path: str) -> None:
         return
     top1 = {name: about['paper_top1'] for name, about in described.items() if about['paper_top1'] is not None}
     if not plots.accuracy_against_speed(results, top1, path):
-        print(f'{path} is not drawn: the paper has no accuracy of these networks', file=sys.stderr)
+        print(f'{path} was not drawn: the paper reports no accuracy for these networks', file=sys.stderr)
 
 
 if __name__ == '__main__':
