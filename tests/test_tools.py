@@ -1,4 +1,4 @@
-"""The tools as a user runs them: what they write, and what they say to bad input."""
+"""The tools as a user runs them: their output, and their messages for bad input."""
 
 import json
 import os
