@@ -132,7 +132,7 @@ dist: $(VENV)/dist
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m venv --without-pip $(WHEEL_VENV)
 	$(BIN)/python -m pip --disable-pip-version-check --python $(WHEEL_VENV)/bin/python install --quiet --no-deps dist/*.whl
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	$(BIN)/python -c "import sys; print(*(path for path in sys.path if path.endswith('site-packages')), sep='\n')" > \
 		$$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
 	$(WHEEL_VENV)/bin/python -I -c "import mmsb; assert '$(WHEEL_VENV)' in mmsb.__file__, mmsb.__file__"
 	$(WHEEL_VENV)/bin/python -I -c "$(USE_WHEEL)"

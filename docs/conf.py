@@ -24,6 +24,7 @@ nitpick_ignore_regex = [('py:.*', r'(?!mmsb\.).*')]  # types of Python and PyTor
 
 html_theme = 'furo'
 html_title = f'mmsb {release}'
+html_theme_options = dict(light_css_variables={'code-font-size': '75%'})
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False

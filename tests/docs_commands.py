@@ -159,8 +159,9 @@ def _check_pip(*arguments: str) -> None:
 
 def _check_mim(action: str, *arguments: str) -> None:
     if action == 'train':
-        found = list((ROOT / 'configs').rglob(arguments[1]))
-        assert len(found) == 1, f'{len(found)} configs are named {arguments[1]}'
+        name = arguments[1]
+        found = [ROOT / name] if (ROOT / name).is_file() else list((ROOT / 'configs').rglob(name))
+        assert len(found) == 1, f'{len(found)} configs are named {name}'
 
 
 def _check_after(name: str) -> Callable[..., None]:
