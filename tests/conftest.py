@@ -1,4 +1,4 @@
-"""Shared fixtures: the demo data, made once, and a way to run a tool as a user does; GPUs are hidden."""
+"""Shared fixtures: demo data made once, and a function to run a tool as a user does. GPUs are hidden."""
 
 import importlib.metadata
 import os

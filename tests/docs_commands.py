@@ -1,4 +1,4 @@
-"""Checks the commands of a page as far as that costs nothing: each is parsed by the tool that it calls.
+"""Check the commands of a page without running them: the tool that a command calls parses its arguments.
 
 Bash itself expands a page's scripts, with functions in the place of the commands. A Python tool is run up to the end of
 its own argument parser; the config that it is given is read, overridden and built on the meta device.

@@ -1,4 +1,4 @@
-"""Every shipped config: parses, says what differs in a few lines, builds, and trains one step on tiny inputs."""
+"""Every shipped config parses, states its differences in a few lines, builds, and trains one step on tiny inputs."""
 
 import functools
 import json

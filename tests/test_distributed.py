@@ -1,4 +1,4 @@
-"""Two processes that talk through gloo train as one process with the same global batch does."""
+"""Two processes connected by gloo train like one process with the same global batch."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""README and docs: commands are accepted by their tools, Python runs, links, paths, names and messages exist."""
+"""README and docs: tools accept the commands, Python runs, and links, paths, names and messages exist."""
 
 import ast
 import pkgutil

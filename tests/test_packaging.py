@@ -1,4 +1,4 @@
-"""What is shipped: the sdist, the wheel with its configs and tools, `mim train mmsb` from it, the model index."""
+"""Distribution: the sdist, the wheel with its configs and tools, `mim train mmsb` from it, and the model index."""
 
 import importlib.util
 import json

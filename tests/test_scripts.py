@@ -1,4 +1,4 @@
-"""The shell scripts and the Makefile: what they start, with which arguments."""
+"""The shell scripts and the Makefile: the commands that they start, and their arguments."""
 
 import os
 import re

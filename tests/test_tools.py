@@ -1,4 +1,4 @@
-"""The tools as a user runs them: what they write, and what they say to bad input."""
+"""The tools as a user runs them: their output, and their messages for bad input."""
 
 import json
 import os
@@ -123,7 +123,7 @@ BAD_INPUT = {
     ),
     'annotation file that is not there': (
         [DIGITS, '--cfg-options', 'val_dataloader.dataset.ann_file=no.txt'],
-        "annotation file 'data/demo/digits/no.txt' of val_dataloader.dataset does not exist: put it there, or say "
+        "annotation file 'data/demo/digits/no.txt' of val_dataloader.dataset does not exist: put it there, or pass "
         '--cfg-options val_dataloader.dataset.ann_file=FILE',
     ),
     'broken image': (

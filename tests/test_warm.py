@@ -1,4 +1,4 @@
-"""A tool that is forked from the warm process is to its caller what a new process is."""
+"""A tool forked from the warm process behaves for its caller like a new process."""
 
 import os
 import signal

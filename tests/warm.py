@@ -1,4 +1,4 @@
-"""A Python that starts in 0.1 s instead of 8: it is forked from a process that has imported the libraries.
+"""Start Python in 0.1 s instead of 8 s, by forking from a process that has imported the libraries.
 
 `python()` starts that process, the server, and returns an executable that takes `SCRIPT ARGS` or `-m MODULE ARGS` as
 the interpreter does. The executable asks the server for a child with its own arguments, folder, environment and

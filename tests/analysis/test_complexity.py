@@ -1,4 +1,4 @@
-"""The counter against counts by hand."""
+"""The counter matches counts by hand."""
 
 import json
 from dataclasses import asdict
@@ -96,7 +96,7 @@ def test_counting_takes_no_memory_for_weights():
 
 
 class _Product(nn.Module):
-    """A function of weights alone, of the shapes given."""
+    """A network without inputs: a function of weights of the given shapes."""
 
     def __init__(self, function, *shapes: tuple[int, ...]):
         super().__init__()

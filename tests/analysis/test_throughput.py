@@ -1,4 +1,4 @@
-"""Measuring speed: what is timed when, what is computed, and what becomes of a failure; no speed is asserted."""
+"""Speed measurement: the order of the samples, the computed figures, and failures. No test asserts a speed."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ TRAINING = Setting('training', 2, (16, 16))
 
 
 class Clock:
-    """Time that passes only when a call says so."""
+    """A clock that advances only when told to."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -81,7 +81,7 @@ def test_quartiles_by_hand():
 
 
 def test_ratio_is_taken_within_each_round():
-    """The machine is twice as slow in the second round: neither ratio nor spread notices."""
+    """The machine is twice as slow in the second round: neither the ratio nor its spread changes."""
     plain = tp.Cell('plain', INFERENCE, [1.0, 2.0, 1.0])
     ours = tp.Cell('ours', INFERENCE, [1.5, 3.0, 1.8])
     summary = tp.summarise(ours, plain)
@@ -133,7 +133,7 @@ def test_measure_two_networks(sources):
 
 
 def test_a_refusal_is_an_empty_cell(sources):
-    """One image of one pixel leaves batch norm nothing to normalise; a batch too large does not fit."""
+    """With one image of one pixel, batch norm has nothing to normalise; too large a batch does not fit in memory."""
     plan = tp.Plan(rounds=1, warmup=1, sample_s=0)
     settings = [Setting('training', 1, (4, 4)), Setting('inference', 10**9, (4, 4)), INFERENCE]
     *_, cells = tp.measure(sources, settings, plan, CPU)

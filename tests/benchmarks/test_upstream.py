@@ -1,4 +1,4 @@
-"""The sweep over upstream's configs: a few rows end to end, what it must notice, and its page."""
+"""The sweep over upstream configs: a few rows end to end, the faults that it must detect, and its page."""
 
 import json
 import os

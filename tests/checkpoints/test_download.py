@@ -1,4 +1,4 @@
-"""Checkpoints from the network: whole and verified, or refused; from a server on this machine."""
+"""Downloaded checkpoints are complete and verified, or refused; a local server provides them."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from mmsb.models.resnet import SBResNetCifar
 
 
 class Site:
-    """Files by their path; `short` sends less than it announces."""
+    """Serves files by path; with `short`, it sends fewer bytes than it announces."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -27,7 +27,7 @@ class Site:
         self.asked: list[str] = []
 
     def put(self, content: bytes, name: str = 'net-{hash}.pth', of: bytes | None = None) -> str:
-        """Publish a file under its hash, or that of other content."""
+        """Publish a file under its own hash, or under the hash of other content."""
         path = '/' + name.format(hash=hashlib.sha256(content if of is None else of).hexdigest()[:8])
         self.files[path] = content
         return self.address + path
@@ -115,7 +115,7 @@ def test_files_without_a_hash_are_told_and_kept_apart(site, tmp_path, monkeypatc
     assert [load_state_dict(url)['weight'][0].item() for url in urls] == [1, 2]
     assert len(kept(tmp_path)) == 2
     assert all(any(url in text and 'cannot be verified' in text for text in said) for url in urls)
-    assert download._HASH.search('model-20230101.pth')[1] == '20230101'  # a date is taken for a hash, and refused
+    assert download._HASH.search('model-20230101.pth')[1] == '20230101'  # a date is mistaken for a hash
     assert download._HASH.search('model.pth-0676ba61') is None
 
 

@@ -1,4 +1,4 @@
-"""What mmengine writes into a checkpoint beside weights is read as data, whatever the schedule."""
+"""Everything that mmengine writes into a checkpoint loads as data, whatever the schedule."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_whole_training_checkpoint_is_data(name, tmp_path):
     make_plain(checkpoint)
     torch.save(checkpoint, path)
     if torch.__version__ >= load.DATA_FROM:
-        torch.load(path, weights_only=True)  # without any help of ours
+        torch.load(path, weights_only=True)  # without our stand-ins
     for loaded in (read, restore(load_checkpoint(path))):
         assert all(torch.equal(loaded['state_dict'][key], value) for key, value in net.state_dict().items())
         before = dict(vars(scheduler))
@@ -97,7 +97,7 @@ def test_where_torch_has_known_holes_one_line_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.untrusted
 def test_the_list_of_the_user_is_neither_used_nor_lost(tmp_path):
-    """The real `getattr` on torch's list, as libraries put it there, would hand out what the stand-in refuses."""
+    """If a library adds the real `getattr` to torch's list, it would return what the stand-in refuses."""
     (tmp_path / 'attack.pth').write_bytes(archive(pickled(Call(getattr, HistoryBuffer, 'mro'))))
     with torch.serialization.safe_globals([getattr, HistoryBuffer]):
         with pytest.raises(ValueError, match='mro'):

@@ -1,4 +1,4 @@
-"""Nothing of a malicious checkpoint runs, and each is refused in one line; data are read as torch reads them."""
+"""No code in a malicious checkpoint runs, and each is refused in one line; valid data load as torch loads them."""
 
 import codecs
 import contextlib
@@ -25,18 +25,18 @@ def _audit(event: str, args: tuple) -> None:
         _watched[-1].append((event, args))
 
 
-sys.addaudithook(_audit)  # cannot be taken away: it is silent unless somebody watches
+sys.addaudithook(_audit)  # cannot be removed, so it is silent unless a test watches
 
 
 @pytest.fixture(scope='module')
 def warm(tmp_path_factory):
-    """Import what a reader imports when it first reads, so that no import looks like an attack."""
+    """Import what a reader imports on first use, so that no import looks like an attack."""
     import safetensors.torch  # noqa: F401
 
     for codec in ('latin1', 'punycode'):
         codecs.encode('é', codec)
     path = tmp_path_factory.mktemp('warm') / 'sound.pth'
-    HistoryBuffer()  # the first one lists its methods in the class
+    HistoryBuffer()  # the first instance registers its methods in the class
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), path)
     load_state_dict(path)
 
@@ -113,7 +113,7 @@ def content_of_all_kinds() -> dict:
 def same(one, other) -> bool:
     if isinstance(one, torch.Tensor):
         return type(one) is type(other) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, np.ndarray):  # in the byte order of the machine, as NumPy reads it
+    if isinstance(one, np.ndarray):  # in native byte order, as NumPy loads it
         return one.dtype.newbyteorder('=') == other.dtype and np.array_equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())

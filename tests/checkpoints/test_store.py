@@ -1,4 +1,4 @@
-"""Checkpoint files are whole or not there, and the newest valid one is found."""
+"""Checkpoint files are written atomically, and the newest valid one is found."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ def _inject(target: int, act) -> InSaves:
 
 
 def _count(path) -> int:
-    """Number of operations of a replacement."""
+    """Number of disk operations in a replacement."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         fault = _inject(-1, die)

@@ -1,4 +1,4 @@
-"""The check of the data: every planted fault is found with its file and item, and sound data give no finding."""
+"""The data check reports every planted fault with its file and item, and reports nothing for valid data."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def found(cfg: dict, **options) -> list[findings.Finding]:
 
 
 def is_there(all_found: list, level: str, kind: str, file: str, item: str) -> bool:
-    """Tell whether a fault was found, and nothing else of its level."""
+    """Return whether a fault was found, and nothing else of its level."""
     same = [one for one in all_found if one.level == level]
     return bool(same) and all(one.kind == kind and file in one.file and one.item == item for one in same)
 
@@ -38,7 +38,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# Classification: class folders, or a file of lines.
+# Classification: class folders, or an annotation file of lines.
 
 
 def folders(root: Path) -> dict:
@@ -152,7 +152,7 @@ def test_report_is_short_and_sums_up():
 
 
 def coco(root: Path) -> tuple[dict, dict]:
-    """Write a sound data set; return its config and what its training file says, box 11 on the border by rounding."""
+    """Write a valid dataset; return its config and training annotations. Box 11 crosses the border by rounding."""
     content = dict(
         images=[dict(id=i, file_name=f'{i}.jpg', width=SIZE_PX[0], height=SIZE_PX[1]) for i in range(1, COUNT + 1)],
         annotations=[
@@ -223,7 +223,7 @@ COCO_FAULTS = {
     'number of classes': ('error', lambda r, c, f: c['model']['roi_head']['bbox_head'][1].update(num_classes=80),
                           'number of classes', 'model.roi_head.bbox_head.1.num_classes', ''),
 }  # fmt: skip
-SEVERAL_COCO_FAULTS = {  # that one cause has
+SEVERAL_COCO_FAULTS = {  # several findings from one cause
     'other order of the file': (lambda r, c, f: f['categories'].reverse(), {'order of the classes'}),
     'other order of the classes': (
         dataset('val', metainfo=dict(classes=('dog', 'cat'))),
@@ -364,8 +364,8 @@ def test_sound_scenes_and_labels_that_are_left_out(tmp_path):
     for path in tmp_path.glob('masks/*/*.png'):
         mask(path, labels(0, 1, 200))
     assert len(found(cfg)) == 2 * COUNT
-    cfg['model']['decode_head']['ignore_index'] = cfg['val_evaluator']['ignore_index'] = 199  # 200 less 1
-    assert {one.message.split(' (')[0] for one in found(cfg)} == {'labels [255]'}  # of the reduced 0
+    cfg['model']['decode_head']['ignore_index'] = cfg['val_evaluator']['ignore_index'] = 199  # 200 - 1
+    assert {one.message.split(' (')[0] for one in found(cfg)} == {'labels [255]'}  # the reduced label 0
     palette = Image.fromarray(labels(1, 2)).convert('P')
     for path in tmp_path.glob('masks/*/*.png'):
         palette.putdata(labels(1, 2).ravel().tolist())

@@ -1,4 +1,4 @@
-"""CIFAR-100 as arrays: what is read from pickles, what is refused, and the dataset of it."""
+"""CIFAR-100 as arrays: reading the pickles, refusing wrong files, and the dataset."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
 
 
 class _Python2Pickler(pickle._Pickler):
-    """Writes bytes as Python 2 did, with which the official files were made."""
+    """Writes bytes like Python 2, which was used to make the official files."""
 
     def _save_string(self, data: bytes) -> None:
         self.write(pickle.BINSTRING + struct.pack('<i', len(data)) + data)

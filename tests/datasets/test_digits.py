@@ -1,4 +1,4 @@
-"""The embedded data: deterministic, whole or absent, and a task that a plain small ResNet cannot see."""
+"""The embedded data: deterministic, written atomically, with a task outside a small ResNet's receptive field."""
 
 import hashlib
 import subprocess

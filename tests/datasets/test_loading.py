@@ -1,4 +1,4 @@
-"""Loading of images: 8-bit BGR whatever a file holds, an error that names it, or another sample; by real datasets."""
+"""LoadImage gives 8-bit BGR for any file, an error that names the file, or another sample; tested in real datasets."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Help with data that are not there."""
+"""Help messages for missing data."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A disk that fails loses no checkpoint, and a training says what it could not write."""
+"""A disk failure loses no checkpoint, and the training reports what it could not write."""
 
 import errno
 import hashlib
@@ -74,7 +74,7 @@ def test_the_best_one_outlives_a_disk_that_is_full(arena):
             put(self, content, path)
 
         store.CheckpointBackend.put = put_the_first_best
-        CheckpointHook.rule_map = dict.fromkeys(('greater', 'less'), lambda *_: True)  # each one is better
+        CheckpointHook.rule_map = dict.fromkeys(('greater', 'less'), lambda *_: True)  # every value counts as better
 
     config = write_config(arena / 'config.py', steps=2)
     full = train(arena, config, '--work-dir', 'run', before=before)

@@ -1,4 +1,4 @@
-"""What is no number ends a training before the step; a signal ends all processes at the same iteration."""
+"""NaN or infinity stops a training before the step; a signal stops all processes at the same iteration."""
 
 import os
 import signal
@@ -141,7 +141,7 @@ def test_workers_live_until_a_run_that_was_signalled_with_them_is_saved(arena):
     config = write_config(arena / 'config.py', steps=4, interval=100, workers=2, persistent=True)
     validation = ('val_dataloader.num_workers=1', 'val_dataloader.persistent_workers=True')
 
-    def signal_all(_) -> None:  # by another process, as a scheduler does
+    def signal_all(_) -> None:  # from another process, like a scheduler
         subprocess.run(['kill', '-TERM', '--', f'-{os.getpid()}'], check=True, start_new_session=True)
 
     def before() -> None:

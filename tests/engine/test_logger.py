@@ -1,4 +1,4 @@
-"""The log hook of several processes."""
+"""The log hook with several processes."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The progress display: on a terminal a bar, elsewhere nothing."""
+"""The progress display: a bar on a terminal, nothing elsewhere."""
 
 import io
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A training that was killed and resumed ends with the bits of one that was not; augmentation and mixup included."""
+"""A killed and resumed training ends bit-identical to an uninterrupted one, including augmentation and mixup."""
 
 import gzip
 import os
@@ -21,7 +21,7 @@ AMP = pytest.param('amp', marks=pytest.mark.skipif(not hasattr(torch.amp, 'GradS
 
 
 def _prepared(kind: str, act=None):
-    """What happens in a victim before it trains."""
+    """Prepare a victim before it trains."""
 
     def before() -> None:
         if kind == 'amp':
@@ -39,7 +39,7 @@ def _config(arena, by_epoch: bool, kind: str = 'plain', **options):
 
 @pytest.fixture(scope='module')
 def whole_runs(demo_data, tmp_path_factory) -> dict:
-    """Weights of uninterrupted trainings, made when they are asked for."""
+    """Weights of uninterrupted trainings, computed on demand."""
     runs = {}
 
     def weights(by_epoch: bool, kind: str) -> dict[str, torch.Tensor]:
@@ -182,7 +182,7 @@ def test_stock_mmengine_goes_on_from_our_checkpoints(arena):
 
 
 def test_a_checkpoint_with_objects_of_mmengine_is_resumed(arena):
-    """As stock MMEngine saves, and mmsb did up to 0.1.0: a HistoryBuffer for each value, NumPy scalars, a function."""
+    """The format of stock MMEngine, and of mmsb up to 0.1.0: HistoryBuffers, NumPy scalars, a function."""
     write_config(arena / 'base.py', by_epoch=False, steps=8, interval=4)
     (arena / 'config.py').write_text("""
 _base_ = 'base.py'

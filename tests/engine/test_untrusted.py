@@ -1,4 +1,4 @@
-"""No way to hand a checkpoint to the tools runs what is in it, unless they are told to trust it."""
+"""No way of passing a checkpoint to the tools runs code in it, unless they are told to trust it."""
 
 import signal
 
@@ -64,7 +64,7 @@ DETECTOR = dict(
     'way', [('train.py',), ('train.py', '--stock-hooks'), ('test.py', 'sound.pth')], ids=['safe', 'stock', 'test']
 )
 def test_a_network_that_loads_in_its_constructor_loads_data(arena, way):
-    """Students of MMDetection load their teacher when they are built, which is before the runner is."""
+    """MMDetection students load their teacher when they are built, before the runner exists."""
     tool, *options = way
     (arena / 'config.py').write_text(f"""
 _base_ = '{ROOT}/configs/demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
@@ -91,7 +91,7 @@ model = dict(
 
 @pytest.fixture
 def checkpoint(arena) -> dict:
-    """A sound checkpoint after one iteration of two."""
+    """A valid checkpoint after one of two iterations."""
     config = write_config(arena / 'config.py', by_epoch=False, steps=2, interval=1)
     killed = train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(1, die))
     assert killed.code == -signal.SIGKILL, killed.said()

@@ -1,4 +1,4 @@
-"""The residual block against both readings of the formula in plain PyTorch, checkpointing, and the plugins' places."""
+"""The residual block matches both readings of the formula in plain PyTorch; checkpointing; positions of plugins."""
 
 import copy
 
@@ -58,7 +58,7 @@ class ConcatReading(nn.Module):
         self.norm.load_state_dict(wide | {'num_batches_tracked': norm.num_batches_tracked})
         inputs, per_group = conv.in_channels // conv.groups, conv.out_channels // conv.groups
         dense = conv.weight.new_zeros(conv.out_channels, conv.in_channels, *conv.kernel_size)
-        for group in range(conv.groups):  # of the maps, every group reads all
+        for group in range(conv.groups):  # every group reads all the maps
             rows, columns = (
                 slice(group * per_group, (group + 1) * per_group),
                 slice(group * inputs, (group + 1) * inputs),
@@ -103,7 +103,7 @@ def norm_tensors(norm):
 
 
 def written_out(block, x, position, read):
-    """The block's formula; `read` takes the output of the accompanied convolution and the maps to the next one's."""
+    """The block's formula; `read` maps the output of the convolution at `position` and the maps to the next output."""
     if position == 'conv1':
         y = block.conv1(x)
         out = read(y, block.spatial_bias(x, y.shape[-2:]))
@@ -200,7 +200,7 @@ class Deformable(nn.Module):
 
 
 def bend(net, std=0.3):
-    """Give deformable convolutions offsets that are not zero."""
+    """Give deformable convolutions nonzero offsets."""
     torch.manual_seed(3)
     layers = [module.conv_offset for module in net.modules() if hasattr(module, 'conv_offset')]
     for layer in layers:
@@ -288,7 +288,7 @@ def test_checkpointing_changes_nothing(options, norm_eval):
 
 
 class Negate(nn.Module):
-    """A plugin whose place can be seen."""
+    """A plugin whose position can be observed."""
 
     def __init__(self, in_channels):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The other blocks: each against its formula written out, their start, their limits; networks that combine them."""
+"""The other blocks: each matches its formula; initial values; limits; networks that combine them."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ NEEDS_HALF_AUTOCAST = pytest.mark.skipif(
 
 
 def build(name, channels, **options):
-    """A block with random values everywhere, as if it had been trained."""
+    """Build a block with random values everywhere, as if it had been trained."""
     torch.manual_seed(0)
     cfg = dict(type=f'mmsb.{name}', in_channels=channels, **options)
     return scramble(MODELS.build(cfg | (dict(out_channels=channels) if name == 'SK' else {}))).double()
@@ -45,7 +45,7 @@ def image(*shape):
     return torch.randn(shape, dtype=torch.double)
 
 
-# The formulas. `w` are the weights by name; nothing of the blocks, of the libraries or of torch.nn is called.
+# The formulas. `w` maps names to weights; they call nothing from the blocks, the libraries or torch.nn.
 
 
 def sigmoid(x):
@@ -329,8 +329,8 @@ def images():
     return torch.randn(3, 3, 16, 16)
 
 
-# The gradient of these is rounding: the batch norm behind takes away what a bias adds, and a softmax is the same for
-# logits that are all shifted alike.
+# The gradient of these is rounding error: the batch norm that follows cancels a bias, and a softmax does not change if
+# all logits are shifted equally.
 NO_GRADIENT = r'ge\.conv\.bias|conv_out\.conv\.bias|phi\.conv\.bias|conv_mask\.bias'
 
 
@@ -371,7 +371,7 @@ def test_autocast_is_close_to_full_precision(name, dtype):
 
 @pytest.mark.parametrize('name', SLOTS)
 def test_compiles_to_one_graph(name):
-    torch._dynamo.reset()  # one code, many networks: not a recompilation for another input
+    torch._dynamo.reset()  # many networks share one code object; this is not a recompilation for another input
     net = scramble(combine(name)).eval()
     with torch.no_grad():
         outs = torch.compile(net, fullgraph=True, backend='aot_eager')(images())
@@ -389,7 +389,7 @@ def test_whoever_replaces_norms_changes_no_output(name):
 
 
 def _train_a_step(rank, folder):
-    """Train on one's own images, and keep the gradients; rank None: on those of both, alone."""
+    """Train on the images of this rank and keep the gradients; with rank None, train alone on those of both ranks."""
     torch.set_num_threads(1)
     options = dict(conv2=SLOTS['SK']['conv2'], plugins=[*SLOTS['NL']['plugins'], *SLOTS['SRM']['plugins']])
     net = scramble(combine('SK', **options)).double().eval()  # batch statistics are per process: they would differ
@@ -414,7 +414,7 @@ def test_two_processes_get_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(gradients[key], value, rtol=1e-8, atol=1e-10)
 
 
-# How they start.
+# Initial values.
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_convolutions_of_selective_kernel_start_as_any_convolution():
             assert path.conv.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * channels)), rel=0.03)
 
 
-# Names, places and mistakes.
+# Names, positions and wrong options.
 
 
 def test_names_in_the_state_dict():
@@ -473,7 +473,7 @@ def test_names_in_the_state_dict():
 
 
 def test_selective_kernel_stands_for_the_3x3_convolution():
-    """Its output goes where that of conv2 went: through bn2 and ReLU, with the maps beside it, into conv3."""
+    """Its output takes the place of conv2's: through bn2 and ReLU, with the maps appended, into conv3."""
     block = scramble(combine('SK')).double().layer2[0]
     x = image(2, 32, 7, 5)
     inner = block.bn1(block.conv1(x)).relu()

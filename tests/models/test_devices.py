@@ -1,4 +1,4 @@
-"""Every network on a GPU that is not there: with fake CUDA tensors, one that was left on the CPU is an error."""
+"""Every network on a simulated GPU: with fake CUDA tensors, a tensor left on the CPU is an error."""
 
 from contextlib import contextmanager
 
@@ -22,7 +22,7 @@ def fake_gpu():
 
 @contextmanager
 def autocast(dtype: torch.dtype | None):
-    """Turn on mixed precision, which `torch.autocast` refuses for a device that is not there."""
+    """Turn on mixed precision, which `torch.autocast` refuses for a missing device."""
     torch.set_autocast_enabled('cuda', dtype is not None)
     torch.set_autocast_dtype('cuda', dtype or torch.float16)
     assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == (dtype or torch.float32)
@@ -52,7 +52,7 @@ def rois() -> Tensor:
     return torch.tensor([[0.0, 1, 1, 9, 9], [1, 2, 2, 8, 7]])
 
 
-OPERATIONS = {  # but NMS, whose output's shape depends on values
+OPERATIONS = {  # all but NMS, whose output shape depends on values
     'roi_align': lambda x: ops.roi_align(x, rois().to(x.dtype), 3),
     'deform_conv': lambda x: ops.deform_conv2d(x, random(x, 2, 18, 12, 10), random(x, 4, 4, 3, 3), 1, 1),
     'modulated_deform_conv': lambda x: ops.modulated_deform_conv2d(

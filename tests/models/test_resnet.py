@@ -1,4 +1,4 @@
-"""SBResNet and SBResNetCifar against torchvision, mmpretrain and mmsegmentation, and what training asks of them."""
+"""SBResNet and SBResNetCifar match torchvision, mmpretrain and mmsegmentation, and meet the needs of training."""
 
 import copy
 import functools
@@ -166,7 +166,7 @@ def test_width_per_group_is_mmpretrains_name_of_base_width():
 
 
 def test_maps_train_beside_norms_without_an_epsilon():
-    """As with Caffe's weights, whose norms only evaluate."""
+    """As with Caffe weights, whose norms stay in eval mode."""
     net = narrow(norm_cfg=dict(type='BN', requires_grad=False, eps=0), norm_eval=True, zero_init_residual=False)
     net.spare(net.added_parts())  # as a warm start does
     net.train()(image())[-1].mean().backward()
@@ -176,7 +176,7 @@ def test_maps_train_beside_norms_without_an_epsilon():
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.requires_grad and p.grad is not None)
 
 
-def test_v1d_has_mmpretrains_shapes():  # not its names: it wraps each convolution of the stem
+def test_v1d_has_mmpretrains_shapes():  # but not its names: it wraps each convolution of the stem
     ours, theirs = SBResNet(spatial_bias=None, deep_stem=True, avg_down=True), mmpretrain.models.ResNetV1d(depth=50)
     assert list(shapes(ours).values()) == list(shapes(theirs).values())
 
@@ -221,7 +221,7 @@ def test_arguments_mean_what_they_mean_in_mmsegmentation(options):
         assert same(ours(x), theirs(x))
         ours.eval(), theirs.eval()
         assert same(ours(x), theirs(x))
-    assert same(list(ours.state_dict().values()), list(theirs.state_dict().values()))  # the same norms took statistics
+    assert same(list(ours.state_dict().values()), list(theirs.state_dict().values()))  # the same norms updated
 
 
 @pytest.mark.parametrize('options', [
@@ -383,7 +383,7 @@ def test_parameter_counts_follow_the_table_of_the_operator(options):
 
 
 @pytest.mark.parametrize(
-    ('make', 'classes', 'millions'),  # to the digit that the paper prints, tables 1 and 3 to 8
+    ('make', 'classes', 'millions'),  # to the precision printed in the paper, tables 1 and 3 to 8
     [
         (lambda: SBResNet(spatial_bias=None), 1000, '25.56'),
         (lambda: SBResNet(), 1000, '25.99'),
@@ -454,7 +454,7 @@ def test_state_dict_round_trip(make):
     assert same(net.eval()(image()), other.eval()(image()))
 
 
-# Configs: found from each library, mistakes named, nothing mutated.
+# Configs: each library finds the networks, errors name the option, and nothing is mutated.
 
 MISTAKES = [
     (dict(depth=49), ['depth', '49', '50', '101', '152']),

@@ -1,4 +1,4 @@
-"""SpatialBias against nested loops written from the operator's table in method.md, one row after the other."""
+"""SpatialBias matches nested loops that follow the operator's table in method.md row by row."""
 
 import math
 
@@ -127,7 +127,7 @@ def test_gradients_are_the_numeric_ones(options, training):
 @pytest.mark.parametrize('mix', [True, False])
 def test_each_output_pixel_depends_on_each_input_pixel(mix):
     op = make(2, pool_size=3, mix=mix).eval()
-    torch.nn.init.constant_(op.reduce.bn.bias, 100)  # no ReLU at zero hides a path
+    torch.nn.init.constant_(op.reduce.bn.bias, 100)  # so that no ReLU at zero hides a path
     x = torch.randn(1, 2, 7, 5, dtype=torch.double)
     jacobian = torch.autograd.functional.jacobian(lambda x: op(x, (9, 4)), x)  # (1, N, 9, 4, 1, 2, 7, 5)
     reached = jacobian.abs().amax(dim=(0, 1, 4, 5)) > 0  # (9, 4, 7, 5)

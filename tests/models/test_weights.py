@@ -1,4 +1,4 @@
-"""Warm start: what a checkpoint gives, what learns from there, what is frozen, and files that are refused."""
+"""Warm start: what is loaded from a checkpoint, what learns, what is frozen, and which files are refused."""
 
 import functools
 import http.server
@@ -355,7 +355,7 @@ def test_a_block_without_effect_starts_as_the_plain_network(plain):
 def test_frozen_stages_spare_an_untrained_plugin(plain, bias):
     net = start(plain, frozen_stages=1, norm_eval=True, spatial_bias=bias, **NL)
     before = snapshot(net)
-    step(net), step(net)  # the first one finds the scale of its norm at zero
+    step(net), step(net)  # in the first step, the scale of its norm is zero
     after = {name for name in changed(net, before) if name.startswith(('conv1', 'bn1', 'layer1.'))}
     assert {name for name in after if 'nl' not in name and not is_new(name)} == set()
     assert {
@@ -389,12 +389,12 @@ def test_a_plugin_is_in_a_checkpoint_as_a_whole(trained_se, tmp_path):
 
 NO_GRADIENT = dict(type='BN', requires_grad=False)
 
-# What is frozen is settled when the network is built, wherever the checkpoint is.
+# What is frozen is determined when the network is built, wherever the checkpoint is.
 
 
 @pytest.fixture
 def site(plain, trained, tmp_path, monkeypatch):
-    """A web site with both checkpoints, and an empty cache of downloads; yields its address."""
+    """Serve both checkpoints from a web server with an empty download cache; yield its address."""
     (tmp_path / 'site').mkdir()
     for path in (plain, trained):
         shutil.copy(path, tmp_path / 'site')
@@ -533,7 +533,7 @@ def test_selective_kernels_come_back_whole(tmp_path):
 
 
 class Call:
-    """Pickles as the call of a function."""
+    """Pickles as a function call."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args

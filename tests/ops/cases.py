@@ -1,4 +1,4 @@
-"""Calls of mmcv's operations on seeded inputs, as a user makes them: run with mmcv's compiled kernels and with ours.
+"""Calls of mmcv's operations on seeded inputs, as users make them, for mmcv's compiled kernels and ours.
 
 Inputs come from NumPy's legacy generator, whose numbers never change between versions.
 """
@@ -16,7 +16,7 @@ CASES: dict[str, Callable[[np.random.RandomState], dict[str, Tensor]]] = {}
 
 
 def use_kernels(monkeypatch, extension) -> None:
-    """Let every module of mmcv.ops call the functions of `extension`."""
+    """Make every module of mmcv.ops call the functions of `extension`."""
     for name, module in list(sys.modules.items()):
         if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module'):
             monkeypatch.setattr(module, 'ext_module', extension)
@@ -44,7 +44,7 @@ def tensor(rng, *shape: int, scale: float = 1.0) -> Tensor:
 
 
 def boxes(rng, n: int, size: float = 100.0) -> Tensor:
-    """Make n boxes, (n, 4), of many overlaps, some of them partly outside."""
+    """Make n boxes, (n, 4), with many different overlaps, some partly outside."""
     centres, extents = rng.uniform(0, size, (n, 2)), rng.uniform(1, size / 2, (n, 2))
     return torch.from_numpy(np.hstack([centres - extents / 2, centres + extents / 2]).astype(np.float32))
 
@@ -126,7 +126,7 @@ def modulated_deform_conv(rng, stride, groups, deform_groups, bias):
 
 @case
 def modulated_deform_conv_with_offsets_of_a_larger_map(rng):
-    """As DyHead does; the kernels read the first values."""
+    """The call in DyHead; the kernels read the first values."""
     inputs = dict(
         input=tensor(rng, 2, 4, 5, 4), offset=tensor(rng, 2, 18, 9, 7), mask=tensor(rng, 2, 9, 9, 7).sigmoid(),
         weight=tensor(rng, 4, 4, 3, 3),

@@ -1,6 +1,6 @@
-"""mmcv's own compiled kernels against ours: `make test-ops`, in an environment whose mmcv has them.
+"""Compare mmcv's compiled kernels with ours: `make test-ops`, in an environment whose mmcv has them.
 
-`python tests/ops/compare.py` writes `tests/golden/ops.npz`, what the compiled kernels give for seed 0.
+`python tests/ops/compare.py` writes `tests/golden/ops.npz`, the results of the compiled kernels for seed 0.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_golden_values_are_those_of_the_compiled_kernels():
 
 
 def test_roi_align_is_identical_at_the_sizes_of_a_detector(monkeypatch):
-    """Average RoIAlign, bit for bit, over 200 random cases of up to 256 channels."""
+    """Compare average RoIAlign bit for bit over 200 random cases of up to 256 channels."""
     from mmcv import ops
 
     rng = np.random.RandomState(0)

@@ -1,4 +1,4 @@
-"""Where `mmcv._ext` comes from: ours only if mmcv has none, and what a user is told."""
+"""Where `mmcv._ext` comes from: ours is used only if mmcv has none, and the user is informed."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def python(*arguments: str, paths=(), **environment) -> subprocess.CompletedProc
 
 @pytest.fixture
 def mmcv_with(tmp_path):
-    """Make an mmcv whose `_ext` is a file of one's own, beside a stand-in for the rest of the package."""
+    """Make an mmcv with a custom `_ext` file and a stand-in for the rest of the package."""
 
     def make(name: str, content: bytes) -> Path:
         package = tmp_path / 'mmcv'

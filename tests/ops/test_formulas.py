@@ -1,4 +1,4 @@
-"""Operations that mmcv compiles for GPUs only, against loops from the published formulas; derivatives by gradcheck."""
+"""Operations that mmcv compiles only for GPUs match loops over the published formulas; gradcheck tests gradients."""
 
 import math
 
@@ -186,7 +186,7 @@ def test_suppression_of_no_boxes(offset):
 
 @pytest.mark.parametrize('conv', [ops.DeformConv2dPack, ops.ModulatedDeformConv2dPack])
 def test_gradients_of_some_operands_alone(conv):
-    """The weight's gradient is a by-product of the input's; asked for alone, it is computed alone, not a stale one."""
+    """The weight's gradient is a by-product of the input's; requested alone, it is computed afresh."""
     torch.manual_seed(0)
     layer, x = conv(2, 3, 3, padding=1), random(1, 2, 5, 5).float().requires_grad_()
     torch.nn.init.normal_(layer.conv_offset.weight)
@@ -194,5 +194,5 @@ def test_gradients_of_some_operands_alone(conv):
     both = torch.autograd.grad(output.sum(), [x, layer.weight], retain_graph=True)
     alone = torch.autograd.grad((3 * output).sum(), layer.weight, retain_graph=True)[0]
     torch.testing.assert_close(alone, 3 * both[1])
-    torch.autograd.grad(output.sum(), x, retain_graph=True)  # fills what the weight's gradient would reuse
+    torch.autograd.grad(output.sum(), x, retain_graph=True)  # fills the buffer that the weight's gradient would reuse
     torch.testing.assert_close(torch.autograd.grad((3 * output).sum(), layer.weight)[0], 3 * both[1])

@@ -1,4 +1,4 @@
-"""Our operations against golden values that mmcv's own compiled kernels gave (`compare.py` wrote them)."""
+"""Our operations match golden values from mmcv's compiled kernels (written by `compare.py`)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from cases import CASES, run, use_kernels
 import mmsb.ops.ext
 
 GOLDEN = Path(__file__).parents[1] / 'golden/ops.npz'
-EXACT = ('nms', 'psa_mask')  # and every result of whole numbers
+EXACT = ('nms', 'psa_mask')  # and every integer result
 
 
 def check_equal(name: str, ours: dict, golden: dict) -> None:

@@ -1,4 +1,4 @@
-"""Operations under mixed precision: computed in float32, results in the type that was handed in."""
+"""Operations under mixed precision compute in float32 and return results in the input type."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def _our_kernels(monkeypatch):
 
 
 def check(operation, *inputs: torch.Tensor, dtype: torch.dtype) -> None:
-    """Compare output and gradients of inputs of reduced precision with those of the same values in float32."""
+    """Compare the output and gradients for reduced-precision inputs with those for the same values in float32."""
     reduced = [value.to(dtype).requires_grad_() for value in inputs]
     full = [value.detach().float().requires_grad_() for value in reduced]
     with torch.autocast('cpu', dtype):
@@ -67,7 +67,7 @@ def test_nms_of_reduced_precision(dtype):
     ('extractor', 'options'), [(SingleRoIExtractor, {}), (GenericRoIExtractor, dict(aggregation='sum'))]
 )
 def test_boxes_of_a_detector_stay_in_float32(extractor, options, dtype):
-    """Above 512 a bfloat16 is a multiple of 4: in that precision these boxes would be others."""
+    """Above 512 a bfloat16 is a multiple of 4: in that precision, these boxes would change."""
     torch.manual_seed(0)
     layer = dict(type='RoIAlign', output_size=7, sampling_ratio=0)
     extract = extractor(roi_layer=layer, out_channels=3, featmap_strides=[4, 8], **options)

@@ -176,7 +176,7 @@ def check_classes(path: str, content: dict, classes: tuple, cat_ids: list, *, tr
         name = classes[label] if label < len(classes) else None
         if names[number] != name:
             shifted = True
-            text = f'{names[number]!r} gets label {label}, which is class {name!r}: metainfo must follow the file'
+            text = f"{names[number]!r} gets label {label}, which is class {name!r}: metainfo must use the file's order"
             yield error('order of the classes', path, f'category id {number}', text)
     missing = [name for name in classes if name not in names.values()]
     level = warning if training and not shifted else error

@@ -43,7 +43,7 @@ class GE(nn.Module):
         """Scale the channels of `x`, (B, C, *extent)."""
         if tuple(x.shape[-2:]) != self.extent:
             raise ValueError(
-                f'GE of extent {self.extent[0]} x {self.extent[1]} accepts maps of this size only, '
+                f'GE of extent {self.extent[0]} x {self.extent[1]} takes maps of this size only, '
                 f'got {x.shape[-2]} x {x.shape[-1]}: resize the images, or set another extent'
             )
         check_batch('GE', self.norm, len(x))

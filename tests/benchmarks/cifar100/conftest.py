@@ -1,4 +1,4 @@
-"""Shared by the tests of the benchmark: random pictures."""
+"""Fixtures for the benchmark tests: random images."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture
 def pictures() -> Callable:
-    """Return a function that makes random pictures (count, 3, 32, 32) uint8 and labels (count,) below 100."""
+    """Return a function that makes random images (count, 3, 32, 32) uint8 and labels (count,) below 100."""
 
     def make(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Mosaics are cut into the images and labels of a split."""
+"""Mosaics are split into the images and labels of a data split."""
 
 import io
 import tarfile

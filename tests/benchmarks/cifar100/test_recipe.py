@@ -1,4 +1,4 @@
-"""The recipe is the config's, and the pictures are MMPretrain's."""
+"""The recipe matches the config, and the augmented images match MMPretrain's."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The step is MMPretrain's: eager, in bf16, compiled, captured."""
+"""A training step matches MMPretrain's: eager, in bf16, compiled, and captured as a graph."""
 
 import pytest
 import torch

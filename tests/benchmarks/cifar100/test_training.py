@@ -1,4 +1,4 @@
-"""Trainings: they resume to the same bits, stop in time, share a device, report failures; their table is true."""
+"""Trainings resume bit for bit, stop within the budget, share a device and report failures; their table is right."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ SMALL = Row('first', 'SB-ResNet-11', '-', BIASED, 'depth=11')
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
-    """Folder with 70 training and 50 test pictures of 10 classes."""
+    """Folder with 70 training and 50 test images of 10 classes."""
     folder, generator = tmp_path_factory.mktemp('data'), torch.Generator().manual_seed(0)
     for split, count in dict(train=70, test=50).items():
         images = torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(data, tmp_path):
-    """Return a function that makes the command line of a short training into a folder of this test."""
+    """Return a function that makes the command line of a short training, with output in a folder of this test."""
 
     def make(folder: str, *more, epochs: int = 1) -> list[str]:
         return ['--data', str(data), '--work-dir', str(tmp_path / folder), '--epochs', str(epochs), *map(str, more)]
@@ -45,7 +45,7 @@ def flags(data, tmp_path):
 
 
 def _train(flags: list[str], *rows_and_seeds: tuple[Row, int]) -> list[dict]:
-    """Train on the device of the flags; returns the records."""
+    """Train on the device given by the flags; return the records."""
     options = parse_options(flags)
     train_all(rows_and_seeds, options)
     return _records(options.work_dir)
@@ -56,7 +56,7 @@ def _records(work_dir: str) -> list[dict]:
 
 
 def _stop_in_epoch(epoch: int, python: str, flags: list[str]) -> None:
-    """Run the command, and terminate it in the given epoch."""
+    """Run the command and terminate it in the given epoch."""
     command = [python, '-m', 'benchmarks.cifar100', *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -91,7 +91,7 @@ def test_checkpoint_of_another_recipe_is_refused(flags):
 
 
 def test_budget_stops_after_whole_epochs_and_keeps_them(flags):
-    for budget_s in (4, 16, 64):  # on a busy machine the first may end before an epoch has
+    for budget_s in (4, 16, 64):  # on a busy machine, the first budget may end before an epoch does
         how = flags('out', '--budget-s', budget_s, '--save-every', 100_000, '--eval-every', 100_000, epochs=100_000)
         train_all([(SMALL, 1)], parse_options(how))
         done = load_checkpoint(Path(how[3], f'{SMALL.name}_seed1.pth'))['meta']['epoch']
