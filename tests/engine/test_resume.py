@@ -157,7 +157,7 @@ def test_a_config_that_says_resume_takes_the_newest_valid_one(arena):
     os.truncate(arena / 'run/iter_10.pth', 1000)
     resumed = train(arena, config, '--work-dir', 'run', *resume)
     assert resumed.code == 0, resumed.said()
-    assert "iter_10.pth' does not have" in resumed.said()
+    assert "iter_10.pth' does not match its" in resumed.said()
     assert 'resumed epoch: 0, iter: 5' in resumed.said()
 
 
