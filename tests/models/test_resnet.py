@@ -5,6 +5,7 @@ import functools
 import importlib
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,9 @@ def torchvision_pair(name):
 
 NEEDS_HALF_AUTOCAST = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.3'), reason='float16 autocast on the CPU came with torch 2.3'
+)
+NEEDS_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ('g++', 'clang++'))), reason='torch.compile with inductor needs a C++ compiler'
 )
 NEEDS_COMPILED_CHECKPOINT = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.2'),
@@ -326,7 +330,7 @@ def test_channels_last_changes_nothing(bias):
 
 
 @pytest.mark.parametrize(('net', 'backend'), [
-    (SBResNetCifar(11), 'inductor'),
+    pytest.param(SBResNetCifar(11), 'inductor', marks=NEEDS_COMPILER),
     (SBResNet(base_channels=16), 'aot_eager'),  # inductor takes a minute here and finds no other graph
 ])  # fmt: skip
 def test_compiles_to_one_graph(net, backend):
