@@ -77,6 +77,7 @@ def serve(listener: socket.socket) -> list:
         with contextlib.suppress(ImportError):  # then a tool that needs it says so
             for part in ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization'):
                 importlib.import_module(f'{library}.{part}')
+    sys.stdout.flush()  # what the imports said is not the children's
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
