@@ -18,9 +18,9 @@ for name in ('SIGTERM', 'SIGUSR1'):  # before the imports, which take seconds
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), leave)
 
-import torch
 from mmengine.config import Config
 
+from mmsb.engine import fast
 from mmsb.engine.data_check import stop_on_bad_data
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import add_safety
@@ -36,7 +36,7 @@ def parse_args():
         metavar='auto|PATH',
         help='resume from the newest valid checkpoint in the work dir (auto, the default value) or from PATH',
     )
-    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (needs a GPU)')
+    fast.add_flags(parser)
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--check-data', action='store_true', help='first check every sample, and stop on errors')
     parser.add_argument(
@@ -50,14 +50,7 @@ def main() -> None:
     args = parse_args()
 
     def apply_flags(cfg: Config) -> None:
-        if args.amp:
-            if not torch.cuda.is_available():
-                raise ValueError('--amp needs a GPU, and none is visible')
-            kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-            if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-                raise ValueError(f'--amp supports OptimWrapper, but optim_wrapper.type of the config is {kind!r}')
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        fast.apply_flags(cfg, args)
         if args.auto_scale_lr:
             if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
                 raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
@@ -74,6 +67,7 @@ def main() -> None:
     else:
         work_dir.decide(args.resume)
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
+    fast.check_device(cfg)
     check_before_run(cfg, loaders)
     if args.check_data:
         stop_on_bad_data(cfg, loaders)

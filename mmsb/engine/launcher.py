@@ -26,6 +26,7 @@ from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
+from . import fast
 from .processes import is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
@@ -38,6 +39,7 @@ RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
     'find_unused_parameters',
     'model_wrapper_cfg',
     'runner_type',
+    *fast.KEYS,
     'sync_bn',
     'trust_checkpoint',  # ours
 )
@@ -143,6 +145,7 @@ def _add_defaults(cfg: Config) -> None:
     logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))
     if logger and is_stock(logger.get('type'), 'LoggerHook'):
         logger.type = 'mmsb.LoggerHook'
+    fast.add_hook(cfg)
     if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers
         for loader in DATALOADERS:
             if cfg.get(loader):
