@@ -29,6 +29,8 @@ def read_config(path: str) -> Config:
     install_reader()
     try:
         cfg = Config.fromfile(path)
+    except SystemExit as error:
+        raise ValueError(f'config {path!r} calls sys.exit({error.code!r})') from error
     except Exception as error:  # a config is Python code: anything can be wrong in it
         raise ValueError(f'config {path!r}: {one_line(error)}') from error
     if not isinstance(cfg.get('model'), dict):
