@@ -88,14 +88,16 @@ def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
 def _check_words(cfg: Config) -> None:
     """Check values that are one of several words, or that exclude each other."""
     scope = cfg.get('default_scope')
-    if scope and importlib.util.find_spec(scope.partition('.')[0]) is None:
+    if scope and scope not in LIBRARIES and importlib.util.find_spec(scope.partition('.')[0]) is None:
         raise ValueError(f'default_scope: no package {scope!r}{hint(scope, LIBRARIES)}')
     level = cfg.get('log_level')
     if level and not isinstance(logging.getLevelName(level), int):
         raise ValueError(f'log_level must be one of {", ".join(LEVELS)}, got {level!r}')
     loop = cfg.get('train_cfg') or {}
     if 'type' in loop and 'by_epoch' in loop:
-        raise ValueError('train_cfg has type and by_epoch, and must have only one of them')
+        kind = 'EpochBasedTrainLoop' if loop['by_epoch'] else 'IterBasedTrainLoop'
+        if str(loop['type']).rpartition('.')[2] != kind:
+            raise ValueError(f'train_cfg.type={loop["type"]!r} is not {kind!r}, as by_epoch={loop["by_epoch"]} says')
 
 
 def _check_near(owner: str, keys: Iterable[str], valid: Iterable[str]) -> None:
@@ -109,7 +111,7 @@ def _check_near(owner: str, keys: Iterable[str], valid: Iterable[str]) -> None:
 
 
 def _whole(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    return fits(value, float) and value == value // 1
 
 
 def _numbers(node, place: str) -> Iterator[tuple[str, object]]:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import importlib.util
 import itertools
 import linecache
 import re
@@ -242,8 +243,10 @@ def watch() -> Iterator[Watch]:
 
 def check_section(registry: Registry, section: Section, seen: Watch, default: str | None = None) -> Section:
     """Check the type of a section and its options; a dataset is told not to download."""
-    kind = dict.get(section, 'type', default)
-    with registry.switch_scope_and_registry(dict.get(section, '_scope_')) as scoped:
+    kind, scope = dict.get(section, 'type', default), dict.get(section, '_scope_')
+    if scope is not None and (not isinstance(scope, str) or importlib.util.find_spec(scope) is None):
+        raise Mistake(f'{joined(section._place, "_scope_")}: no package {scope!r}')
+    with registry.switch_scope_and_registry(scope) as scoped:
         target = scoped.get(kind) if isinstance(kind, str) else kind
         if kind is not None and target is None:
             raise Mistake(unknown_type(kind, joined(section._place, 'type'), scoped))

@@ -14,9 +14,12 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from mmsb.options import known_options
+
 NEAR = 0.75  # similarity of a word with one letter dropped, for words of three letters or more
 SURE = 0.85  # the same for words of four letters or more
 KINDS = {bool: 'True or False', int: 'an integer', float: 'a number', str: 'a string', dict: 'a dict', list: 'a list'}
+TOO_NARROW = ('loss_scale',)  # annotated as a string, and a number in many configs
 _SCALARS = (bool, int, float, str)
 
 
@@ -74,7 +77,8 @@ def _options(functions: list[Callable], first: int) -> Options:
                 found.setdefault(one.name, one)
         rest = next((one.name for one in parameters if one.kind == one.VAR_KEYWORD), None)
         if rest is None:
-            return Options(found, closed=True)
+            wrapper = function.__globals__['__name__']  # a library's may rename options
+            return Options(found, closed=wrapper in (inspect.unwrap(function).__module__, known_options.__module__))
         passed_on, named, used = _use_of(function, rest)
         found.update({name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in named - {*found}})
         if not passed_on:
@@ -123,7 +127,8 @@ def unknown_option(keys: Iterable[str], options: Options) -> tuple[str, str | No
     free = [name for name in options.parameters if name not in keys]
     for key in keys:
         if key not in options.parameters:
-            meant = near(key, free) or near(key, options.parameters, SURE)
+            least = NEAR if options.closed else SURE
+            meant = near(key, free, least) or near(key, options.parameters, least)
             if options.closed or meant:
                 return key, meant
     return None
@@ -141,9 +146,8 @@ def fits(value, kind) -> bool:
         return True
     if kind is bool:
         return isinstance(value, bool)
-    if kind in (int, float):  # 4.0 is an integer to several upstream configs
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and (kind is float or value == value // 1)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if kind in (list, tuple) or kind.__name__ == 'Sequence':
         return isinstance(value, (list, tuple))
     return isinstance(value, kind)
@@ -160,10 +164,12 @@ def kinds_of(kind) -> str:
 def wrong_value(value, parameter: inspect.Parameter) -> str | None:
     """Return what a plain value of an option must be, if its annotation or else its default shows that it is wrong.
 
-    Only a text for a number, a number for a text, and None where there is a number by default can be told: many
-    annotations of the libraries are too narrow.
+    Only a text for a number, a number for a text, and None for either can be told: many annotations of the libraries
+    are too narrow.
     """
     kind, default = parameter.annotation, parameter.default
+    if parameter.name in TOO_NARROW:
+        return None
     if isinstance(kind, str) or kind is parameter.empty:
         kind = type(default) if isinstance(default, (int, float)) else None
         if kind is None or kind is bool or not isinstance(value, str):
@@ -173,5 +179,7 @@ def wrong_value(value, parameter: inspect.Parameter) -> str | None:
         return None
     arms = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     if not all(arm in (*_SCALARS, type(None)) for arm in arms):
+        return None
+    if (int in arms and fits(value, float)) or (bool in arms and value in (None, 0, 1)):
         return None
     return None if fits(value, kind) else kinds_of(kind)
