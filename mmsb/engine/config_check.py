@@ -15,7 +15,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from mmsb.configs import LIBRARIES
 from mmsb.options import check_keys
 
-from .signatures import SURE, fits, hint, kinds_of, near, shown
+from .signatures import SURE, fits, hint, kinds_of, near, shown, wrong_value
 
 RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
     'activation_checkpointing',
@@ -73,13 +73,20 @@ def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
     check_keys('auto_scale_lr', cfg.get('auto_scale_lr') or {}, ('enable', 'base_batch_size'))
     _check_near('env_cfg', cfg.get('env_cfg') or {}, ENVIRONMENT)
     processes = (cfg.get('env_cfg') or {}).get('mp_cfg') or {}
-    _check_near('env_cfg.mp_cfg', processes, inspect.signature(set_multi_processing).parameters)
+    parameters = inspect.signature(set_multi_processing).parameters
+    _check_near('env_cfg.mp_cfg', processes, parameters)
+    for key in {*processes} & {*parameters}:
+        must = wrong_value(processes[key], parameters[key])
+        if must:
+            raise ValueError(f'env_cfg.mp_cfg.{key} must be {must}, got {shown(processes[key])}')
     _check_near('default_hooks', cfg.get('default_hooks') or {}, STANDARD_HOOKS)
     check_keys('randomness', cfg.get('randomness') or {}, ('seed', 'deterministic', 'diff_rank_seed'))
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None and (not _whole(seed) or not 0 <= seed < SEEDS):
         raise ValueError(f'randomness.seed must be an integer of at least 0 and below 2**32, got {shown(seed)}')
-    for key, value in _numbers(cfg._cfg_dict, ''):
+    for key, value in _values(cfg._cfg_dict, ''):
+        if re.fullmatch(r'(train|val|test)_dataloader\..*\bdata_root', key) and not isinstance(value, str):
+            raise ValueError(f'{key} must be a string, got {shown(value)}')
         least = next((least for pattern, least in COUNTS if re.fullmatch(pattern, key)), None)
         if least is not None and not (_whole(value) and (value >= least or (value == -1 and re.fullmatch(NEVER, key)))):
             raise ValueError(f'{key} must be an integer of at least {least}, got {shown(value)}')
@@ -101,24 +108,21 @@ def _check_words(cfg: Config) -> None:
 
 
 def _check_near(owner: str, keys: Iterable[str], valid: Iterable[str]) -> None:
-    """Refuse keys that are like valid ones that are not there; others may be of a user's own."""
-    keys = list(keys)
+    """Refuse keys that are like valid ones; others may be of a user's own."""
     for key in keys:
-        if key not in valid:
-            meant = near(key, [one for one in valid if one not in keys], SURE)
-            if meant:
-                check_keys(owner, [key], valid)
+        if key not in valid and near(key, valid, SURE):
+            check_keys(owner, [key], valid)
 
 
 def _whole(value) -> bool:
     return fits(value, float) and value == value // 1
 
 
-def _numbers(node, place: str) -> Iterator[tuple[str, object]]:
+def _values(node, place: str) -> Iterator[tuple[str, object]]:
     """Yield the values of a config that are not None and no containers, with their keys."""
     if isinstance(node, (dict, list, tuple)):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _numbers(child, f'{place}.{key}' if place else str(key))
+            yield from _values(child, f'{place}.{key}' if place else str(key))
     elif node is not None:
         yield place, node
 

@@ -213,7 +213,8 @@ class Rehearsal(Runner):
         silent = [one for one in metrics if not (isinstance(one, dict) and any(dict.get(one, key) for key in WRITES))]
         for one in metrics:
             if one not in silent and isinstance(one, Section):
-                check_section(METRICS, one, self._seen)
+                check_section(METRICS, one.copy(), self._seen)
+                one.keys()  # count as read
         return self.build_evaluator(silent)
 
     def _use(self, batches: dict) -> None:

@@ -202,7 +202,7 @@ def outcome(folder: Path, one: Change) -> tuple[str, str]:
     if victim.code != 1:
         return CRASHED, said
     if work_dir.exists():
-        return LATE, said
+        return (VALID if 'urlopen error' in said else LATE), said  # another data set, which the run would download
     named = len(errors) == 1 and any(re.search(rf'(?<!\w){re.escape(str(word))}(?!\w)', said) for word in one.told)
     return (CLEAN if named and 'Traceback' not in '\n'.join(lines) else UNCLEAR), said
 
