@@ -26,8 +26,7 @@ from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
-from .config_check import check_config, known_keys
-from .dry_run import dry_run
+from .dry_run import check_config, dry_run, known_keys
 from .processes import is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped

@@ -8,10 +8,13 @@ import torch
 from chaos import mistakes
 from chaos.victim import differing, train, weights_of, write_config
 from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from mmsb.analysis import zoo
-from mmsb.engine import dry_run, rng
-from mmsb.engine.config_check import check_config
+from mmsb.engine import rng
+from mmsb.engine.dry_run import check_config
 from mmsb.engine.launcher import check_before_run, common_parser, load_config
 from mmsb.engine.safety import add_safety
 
@@ -174,10 +177,8 @@ def test_names_that_a_file_or_its_heir_uses_are_no_mistake(there):
 def test_a_sound_config_is_let_through_and_leaves_nothing_behind(there, config):
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(3)
-    before, scopes = (
-        rng.get_state(),
-        {one: dict(one._instance_dict) for one in dry_run._subclasses(dry_run.ManagerMixin)},
-    )
+    managers = [MMLogger, MessageHub, DefaultScope, *Visualizer.__subclasses__()]
+    before, instances = rng.get_state(), [dict(one._instance_dict) for one in managers]
     check_before_run(prepared(zoo.CONFIGS / config), RUN)
     after = rng.get_state()
     assert all(np.array_equal(after[key], before[key]) for key in before)

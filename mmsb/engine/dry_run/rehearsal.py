@@ -26,10 +26,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.configs import build_model, drop_warm_starts
 
-from . import rng
-from .located import Section, Watch, check_options, check_section, explained, ignored_key, locate, watch
+from .. import rng
+from ..stops import RunStopped
+from .blame import explained
+from .sections import Section, ignored_key, locate
 from .signatures import Options, near
-from .stops import RunStopped
+from .watch import Watch, check_options, check_section, watch
 
 _LOADER = inspect.signature(DataLoader.__init__).parameters
 LOADER_OPTIONS = Options(  # those that the runner takes out, and PyTorch's
