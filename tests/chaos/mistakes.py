@@ -29,6 +29,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from chaos.inject import at_iteration
+from chaos.row import Row
 from chaos.victim import ROOT, prepare, train
 
 CLEAN, VALID = 'named', 'valid'
@@ -43,6 +44,11 @@ CONFIGS = {
     'camvid/fpn_sb-r50_b8-200i_camvid-240x320': 'mmseg',
     'coco/mask-rcnn_sb-r50_fpn_1x_coco': 'mmdet',
     'ade20k/fpn_sb-r50_40k_ade20k-512x512': 'mmseg',
+}
+SMALL = {  # sizes for one core
+    'coco/mask-rcnn_sb-r50_fpn_1x_coco': dict(scale=(200, 128)),
+    'camvid/fpn_sb-r50_b8-200i_camvid-240x320': dict(scale=(160, 120), crop_size=(96, 128)),
+    'ade20k/fpn_sb-r50_40k_ade20k-512x512': dict(scale=(256, 128), crop_size=(128, 128)),
 }
 QUICK = tuple(CONFIGS)[:4]
 SECTIONS = (  # what a training reads
@@ -161,6 +167,12 @@ def read(name: str) -> dict:
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
     cfg.train_dataloader.batch_size = min(cfg.train_dataloader.batch_size, 4 if name.startswith('demo') else 2)
     cfg.model.backbone.pop('init_cfg', None)  # nothing is downloaded
+    if name in SMALL:
+        for split in ('train', 'val'):
+            for step in cfg[f'{split}_dataloader'].dataset.pipeline:
+                step.update({key: side for key, side in SMALL[name].items() if key in step})
+        if 'size' in cfg.model.data_preprocessor:
+            cfg.model.data_preprocessor.size = SMALL[name]['crop_size']
     return {key: plain(cfg[key]) for key in SECTIONS if cfg.get(key) is not None}
 
 
@@ -235,7 +247,7 @@ def write_data(folder: Path) -> None:
     _write_scenes(folder / 'data/ade/ADEChallengeData2016', ('training', 'validation'), 150)
     _write_scenes(folder / 'data/camvid', ('train', 'val'), 11)
     root = folder / 'data/cifar100/cifar-100-python'
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (200, 3072), np.uint8)
     for split in ('train', 'test'):
         (root / split).write_bytes(pickle.dumps(dict(data=pixels, fine_labels=[i % 100 for i in range(200)])))
@@ -294,6 +306,20 @@ def campaign(folder: Path, count: int, seed: int, names: tuple[str, ...] = tuple
     for name, one in changes(count, seed, names):
         found, said = outcome(folder, one)
         yield dict(config=name, library=CONFIGS[name], kind=one.kind, change=one.text, outcome=found, said=said)
+
+
+def mistakes(folder: Path, *, quick: bool) -> Row:
+    """One leaf of a shipped config is changed."""
+    row = Row(
+        'a leaf of a config changed',
+        'one line that names the key, before anything is written, or a sound run',
+        least=0.95,
+    )
+    if not quick:
+        write_data(folder)
+    for one in campaign(folder, 20 if quick else 1000, 2 if quick else 0, QUICK if quick else tuple(CONFIGS)):
+        row.add(one['outcome'] in (CLEAN, VALID), one['outcome'], stock=False)
+    return row
 
 
 def table(rows: list[dict]) -> str:

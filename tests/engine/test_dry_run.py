@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from chaos import mistakes
 from chaos.victim import differing, train, weights_of, write_config
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
@@ -228,10 +227,3 @@ def test_testing_is_rehearsed_too(there):
     cfg = prepared(zoo.CONFIGS / SCENES, 'test_evaluator.iou_metricz=[mIoU]')
     with pytest.raises(ValueError, match=r'^test_evaluator\.iou_metricz: '):
         check_before_run(cfg, ('test_dataloader',))
-
-
-def test_a_quick_campaign(arena):
-    """A run of what `make chaos` does a thousand times; what is wrong with a change is in the message."""
-    rows = list(mistakes.campaign(arena, 20, 2, mistakes.QUICK))
-    assert [row for row in rows if row['outcome'] not in (mistakes.CLEAN, mistakes.VALID)] == []
-    assert sum(row['outcome'] == mistakes.CLEAN for row in rows) >= 12

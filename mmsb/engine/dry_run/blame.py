@@ -95,26 +95,30 @@ def _blamed(values: list[tuple[str, object]], frames: list, text: str) -> list[t
     """Choose from the values of a section those that a failure is about; none if there is no sign of any.
 
     The signs, from the surest: the only value of a type that the message names; a condition in the traceback about a
-    value of that name; the name of a key and its value in the message; its name; its value.
+    value of that name; the name of a key and its value in the message; its name; its value; the failed statement.
     """
     kinds = {kind for kind in ('str', 'NoneType', 'dict', 'list', 'tuple', 'bool') if re.search(rf'\b{kind}\b', text)}
     typed = [one for one in values if type(one[1]).__name__ in kinds]
     if len(typed) == 1:
         return typed
-    for number, (variables, statement) in enumerate(itertools.islice(reversed(frames), 8)):
-        if number == 0 or re.match(r'(el)?if |assert |raise ', statement):
-            names = set(re.findall(r'[A-Za-z_]\w*', statement))
-            own = variables.get('self')
-            found = []
-            for key, value in values:
-                name = key.rpartition('.')[2]
-                if name in names and value is not None and _same(variables.get(name, getattr(own, name, None)), value):
-                    found.append((key, value))
-            if found:
-                return found
+    for frame in itertools.islice(reversed(frames), 8):
+        if re.match(r'(el)?if |assert |raise ', frame[1]) and (found := _mentioned(values, *frame)):
+            return found
     named = [(key, value) for key, value in values if re.search(rf'\b{re.escape(key.rpartition(".")[2])}\b', text)]
     said = [one for one in values if len(str(one[1])) > 1 and not isinstance(one[1], bool) and _in(one[1], text)]
-    return [one for one in named if one in said] or named or said
+    found = [one for one in named if one in said] or named or said
+    return found or (_mentioned(values, *frames[-1]) if frames else [])
+
+
+def _mentioned(values: list[tuple[str, object]], variables: dict, statement: str) -> list[tuple[str, object]]:
+    """List the values that a statement uses by the names of their keys."""
+    names, own = set(re.findall(r'[A-Za-z_]\w*', statement)), variables.get('self')
+    found = []
+    for key, value in values:
+        name = key.rpartition('.')[2]
+        if name in names and value is not None and _same(variables.get(name, getattr(own, name, None)), value):
+            found.append((key, value))
+    return found
 
 
 def _in(value, text: str) -> bool:
