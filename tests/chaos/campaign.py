@@ -19,6 +19,7 @@ from pathlib import Path
 
 from chaos.files import damage, malformed, malicious
 from chaos.inject import ERRORS, InSaves, die, log_progress, raising
+from chaos.mistakes import mistakes
 from chaos.ranks import faults_of_ranks
 from chaos.row import Row
 from chaos.victim import Victim, differing, prepare, train, weights_of, write_config
@@ -161,7 +162,16 @@ def ranks(folder: Path, *, quick: bool) -> Row:
     return row
 
 
-CAMPAIGNS: list[Callable[..., Row]] = [kills, kills_in_saves, errors_in_saves, damage, malicious, malformed, ranks]
+CAMPAIGNS: list[Callable[..., Row]] = [
+    kills,
+    kills_in_saves,
+    errors_in_saves,
+    damage,
+    malicious,
+    malformed,
+    mistakes,
+    ranks,
+]
 
 
 def main() -> None:
@@ -184,7 +194,7 @@ def main() -> None:
                 print(f'{campaign.__name__}: {time.monotonic() - begun:.0f} s', file=sys.stderr)
     if args.json:
         write_json(args.json, [asdict(row) for row in rows])
-    sys.exit(int(any(row.good < row.cases for row in rows)))
+    sys.exit(int(any(row.good < row.least * row.cases for row in rows)))
 
 
 if __name__ == '__main__':
