@@ -1,5 +1,6 @@
 """Reads configs and builds their networks; trains and writes nothing."""
 
+import copy
 import importlib.util
 
 from mmengine.config import Config
@@ -69,10 +70,17 @@ def drop_warm_starts(node) -> None:
             drop_warm_starts(child)
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Build the network of a config as the runner does, including the config's data preprocessor."""
+def build_model(cfg: Config, *, warm_start: bool = True) -> nn.Module:
+    """Build the network of a config as the runner does, including the config's data preprocessor.
+
+    Args:
+        cfg: the config.
+        warm_start: whether the network may ask for the checkpoints that its training starts from.
+    """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = dict(cfg.model)
+    model = dict(copy.deepcopy(cfg.model))
+    if not warm_start:
+        drop_warm_starts(model)
     if cfg.get('data_preprocessor'):
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)

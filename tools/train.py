@@ -3,12 +3,28 @@
 python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 """
 
-import torch
+import os
+import signal
+
+
+def leave(number: int, _frame) -> None:
+    """Answer a signal before the training: nothing is lost yet. A default handler would not tell it from a crash."""
+    if os.environ.get('RANK', '0') == '0':
+        os.write(2, f'stopped by {signal.Signals(number).name}, nothing to save: start again with --resume\n'.encode())
+    os._exit(75)
+
+
+for name in ('SIGTERM', 'SIGUSR1'):  # before the imports, which take seconds
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), leave)
+
 from mmengine.config import Config
 
+from mmsb.engine import fast
 from mmsb.engine.data_check import stop_on_bad_data
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
-from mmsb.engine.safety import add_safety, require_work_dir, settle_resume
+from mmsb.engine.safety import add_safety
+from mmsb.engine.start import WorkDir, decide_as_stock
 
 
 def parse_args():
@@ -20,7 +36,7 @@ def parse_args():
         metavar='auto|PATH',
         help='resume from the newest valid checkpoint in the work dir (auto, the default value) or from PATH',
     )
-    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (needs a GPU)')
+    fast.add_flags(parser)
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--check-data', action='store_true', help='first check every sample, and stop on errors')
     parser.add_argument(
@@ -34,14 +50,7 @@ def main() -> None:
     args = parse_args()
 
     def apply_flags(cfg: Config) -> None:
-        if args.amp:
-            if not torch.cuda.is_available():
-                raise ValueError('--amp needs a GPU, and none is visible')
-            kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-            if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-                raise ValueError(f'--amp supports OptimWrapper, but optim_wrapper.type of the config is {kind!r}')
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        fast.apply_flags(cfg, args)
         if args.auto_scale_lr:
             if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
                 raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
@@ -51,17 +60,24 @@ def main() -> None:
                 raise ValueError(f'--seed must be at least 0 and below 2**32, got {args.seed}')
             cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
 
-    cfg = load_config(args, apply_flags)
-    if not args.stock_hooks:
-        add_safety(cfg)
-    settle_resume(cfg, args.resume, stock=args.stock_hooks)
+    cfg = load_config(args, apply_flags, complete=(lambda _: None) if args.stock_hooks else add_safety)
+    work_dir = WorkDir(cfg)
+    if args.stock_hooks:
+        decide_as_stock(cfg, args.resume)
+    else:
+        work_dir.decide(args.resume)
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
+    fast.check_device(cfg)
     check_before_run(cfg, loaders)
     if args.check_data:
         stop_on_bad_data(cfg, loaders)
-    if not args.stock_hooks:
-        require_work_dir(cfg)
-    build_runner(cfg).train()
+    if args.stock_hooks:
+        build_runner(cfg).train()
+        return
+    with work_dir as start:
+        runner = build_runner(cfg)
+        runner.run_id = start.run
+        runner.train()
 
 
 if __name__ == '__main__':

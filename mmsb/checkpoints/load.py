@@ -25,6 +25,7 @@ from mmsb.options import one_line
 DATA_FROM, SOUND_FROM = (2, 6), (2, 10)  # torch: `weights_only` runs no code; its known holes are closed
 _AS_DATA = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # environment variable that torch.load obeys
 _trusted = dict(everything=False, folders=[])  # for this process; see `install_reader`
+_kept: dict[tuple, object] = {}  # at most one checkpoint, by the version of its file
 _CONTAINERS = ('state_dict', 'model', 'model_state', 'module')
 
 
@@ -34,7 +35,9 @@ def local_path(path: str | os.PathLike) -> str | None:
     return None if '://' in path else os.path.expanduser(path)
 
 
-def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None):
+def load_checkpoint(
+    path: str | os.PathLike, *, own: bool = False, trust: bool | None = None, header: bool = False, keep: bool = False
+):
     """Load everything in a checkpoint onto the CPU without running code from it.
 
     Args:
@@ -43,6 +46,8 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
         own: whether the caller wrote the file itself. Such a file is trusted below torch 2.6, which cannot load pickles
             as data.
         trust: whether the file may run its code; None uses the setting of `install_reader`.
+        header: whether to leave the tensors on the disk, and their checksums unchecked: for a look at the rest.
+        keep: whether to keep the content, so that this process need not read the unchanged file again, until `forget`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
@@ -51,6 +56,27 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
     path = os.fspath(path)
     require_file(path)
     file = local_path(path) or download.fetch(path)
+    version = _version_of(file)
+    if version in _kept:
+        return _kept[version]
+    content = _read(path, file, own=own, trust=trust, header=header)
+    if keep:
+        forget()
+        _kept[version] = content
+    return content
+
+
+def forget() -> None:
+    """Drop the checkpoint that `load_checkpoint` keeps."""
+    _kept.clear()
+
+
+def _version_of(file: str) -> tuple:
+    state = os.stat(file)
+    return os.path.realpath(file), state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _read(path: str, file: str, *, own: bool, trust: bool | None, header: bool):
     try:
         if file.endswith('.safetensors'):
             from safetensors.torch import load_file
@@ -61,24 +87,27 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
             archive.check(file, work=False)
             with _running_code():
                 return torch.load(file, map_location='cpu', weights_only=False)
-        return _load_as_data(file)
+        return _load_as_data(file, header=header)
     except Exception as error:  # an invalid file can raise any exception
         raise ValueError(f'checkpoint {path!r} cannot be read as data: {_reason(error)}') from error
 
 
-def load_state_dict(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None) -> dict:
+def load_state_dict(
+    path: str | os.PathLike, *, own: bool = False, trust: bool | None = None, keep: bool = False
+) -> dict:
     """Load the weights of a checkpoint onto the CPU without running code from it.
 
     Args:
         path: see `load_checkpoint`.
         own: see `load_checkpoint`.
         trust: see `load_checkpoint`.
+        keep: see `load_checkpoint`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
         ValueError: if the file holds no state dict, or something that is not data.
     """
-    checkpoint = load_checkpoint(path, own=own, trust=trust)
+    checkpoint = load_checkpoint(path, own=own, trust=trust, keep=keep)
     for name in _CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
@@ -110,6 +139,7 @@ def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
 
     def load_as_data(filename: str, map_location=None):  # mmengine logs the name of this function
         checkpoint = drop_config_text(load_checkpoint(filename))
+        forget()
         return _process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 
     CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), load_as_data, force=True)
@@ -144,7 +174,7 @@ def _is_in(file: str, folders: list[Path]) -> bool:
     return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
 
 
-def _load_as_data(file: str):
+def _load_as_data(file: str, *, header: bool):
     version = torch.__version__
     if version < DATA_FROM:
         raise stand_ins.NotDataError(
@@ -153,9 +183,9 @@ def _load_as_data(file: str):
         )
     if version < SOUND_FROM:
         _warn_once(f"PyTorch {version}'s reader of checkpoints has known security holes; 2.10 closes them")
-    archive.check(file)
+    zipped = archive.check(file, checksums=not header)
     with stand_ins.allowed():
-        content = torch.load(file, map_location='cpu', weights_only=True)
+        content = torch.load(file, map_location='cpu', weights_only=True, mmap=header and zipped)
     return stand_ins.replace(content)
 
 

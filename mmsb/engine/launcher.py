@@ -26,8 +26,9 @@ from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
+from . import fast
 from .processes import is_restart, rank_in_environment, start_processes
-from .safety import RUNNER, output_folders
+from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
 RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
@@ -38,6 +39,7 @@ RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
     'find_unused_parameters',
     'model_wrapper_cfg',
     'runner_type',
+    *fast.KEYS,
     'sync_bn',
     'trust_checkpoint',  # ours
 )
@@ -81,12 +83,19 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None]) -> Config:
-    """Read the config and apply the flags, then `--cfg-options`, then the defaults.
+def load_config(
+    args: argparse.Namespace,
+    apply_flags: Callable[[Config], None],
+    complete: Callable[[Config], None] = lambda cfg: None,
+) -> Config:
+    """Read the config, apply the flags and then `--cfg-options`, and add the defaults to what is there.
+
+    The options have the last word over the defaults too.
 
     Args:
         args: parsed by `config_parser` or `common_parser`.
         apply_flags: writes the tool's own flags into the config.
+        complete: adds the tool's own defaults.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError, ImportError: one line that says what to change.
@@ -109,6 +118,8 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
     check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted(known))
     cfg.merge_from_dict(args.cfg_options)
     _add_defaults(cfg)
+    complete(cfg)
+    cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
     if not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg))
@@ -130,12 +141,11 @@ def _add_defaults(cfg: Config) -> None:
     """Write explicit defaults for what would otherwise depend on chance or on one library's own tool."""
     randomness = cfg.get('randomness') or {}
     cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
-    hooks = list(cfg.get('custom_hooks') or [])
-    if not any(hook.get('type') == 'mmsb.ProgressHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='mmsb.ProgressHook')]
+    add_hook(cfg, 'mmsb.ProgressHook')
     logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))
-    if logger and logger.get('type') == 'LoggerHook':
+    if logger and is_stock(logger.get('type'), 'LoggerHook'):
         logger.type = 'mmsb.LoggerHook'
+    fast.add_hook(cfg)
     if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers
         for loader in DATALOADERS:
             if cfg.get(loader):
@@ -168,7 +178,7 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     needed = [start] if start and whole else [*_warm_starts(cfg.to_dict()), *([start] if start else [])]
     for path in needed:
         require_file(path)
-    model = build_model(cfg)
+    model = build_model(cfg, warm_start=not (start and whole))
     if start and local_path(start):
         _check_start(model, start, whole)
     if not (start and whole):
@@ -183,7 +193,7 @@ def _check_start(model: nn.Module, path: str, whole: bool) -> None:
     The libraries load what fits and only warn about the rest, so a test could report the results of random weights.
     """
     ours = model.state_dict()
-    theirs = load_state_dict(path)
+    theirs = load_state_dict(path, keep=whole)
     if whole:
         check_fit(path, ours, theirs)
     elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):

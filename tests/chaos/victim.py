@@ -21,7 +21,10 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets import digits
-from mmsb.engine import launcher  # noqa: F401
+from mmsb.engine import (
+    fast,
+    launcher,  # noqa: F401
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -111,6 +114,7 @@ def write_config(
 def amp_on_cpu() -> None:
     """Let mmengine's mixed precision run without a GPU; call this in the victim."""
     amp_optimizer_wrapper.is_cuda_available = lambda: True
+    fast.check_device = lambda cfg: None
     amp_optimizer_wrapper.GradScaler = functools.partial(torch.amp.GradScaler, device='cpu')
 
 

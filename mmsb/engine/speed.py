@@ -1,0 +1,105 @@
+"""The hook behind `channels_last`, `compile_parts` and fused optimizers."""
+
+from collections.abc import Iterator
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmsb.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SpeedHook(Hook):
+    """Put the network into the memory format, and compile the parts, that the config names.
+
+    Reads the keys `channels_last`, `compile_parts` and `compile_dynamic` of the config. Checkpoints are as without the
+    hook: contiguous, and not fused. A fused optimizer reads weights, gradients and momentum in the order of memory, so
+    their formats must agree: PyTorch does not check it on a CPU.
+    """
+
+    priority = 'LOWEST'  # saves what the other hooks have put into the checkpoint
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if runner.cfg.get('channels_last'):
+            model.to(memory_format=torch.channels_last)
+            model.data_preprocessor.register_forward_hook(_to_channels_last)
+        for optimizer in _optimizers(runner):
+            _restore(optimizer)
+        for name in runner.cfg.get('compile_parts') or ():
+            _compile(getattr(model, name), dynamic=bool(runner.cfg.get('compile_dynamic')))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        saved = checkpoint.get('optimizer') or {}
+        wrapper = runner.optim_wrapper
+        if not runner._resume or 'param_groups' not in saved or not hasattr(wrapper, 'optimizer'):
+            return
+        then, now = len(saved['param_groups']), len(wrapper.optimizer.param_groups)
+        if then != now:
+            kind = 'mmsb.MergedGroups' if then < now else 'DefaultOptimWrapperConstructor'
+            raise ValueError(
+                f'the checkpoint has {then} parameter groups, and this run {now}: to resume it, pass '
+                f'--cfg-options optim_wrapper.constructor={kind}'
+            )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        for key in ('state_dict', 'ema_state_dict'):
+            weights = checkpoint.get(key, {})
+            for name, value in weights.items():
+                if isinstance(value, Tensor):
+                    weights[name] = value.contiguous()
+        saved = checkpoint.get('optimizer')
+        for state in [saved, *(saved or {}).values()] if isinstance(saved, dict) else []:
+            if isinstance(state, dict) and {'state', 'param_groups'} <= set(state):
+                _make_stock(state)
+
+
+def _to_channels_last(_module: nn.Module, _args: tuple, data: dict) -> dict:
+    """Convert the images (B, 3, H, W) that the data preprocessor returns; a forward hook."""
+    images = data.get('inputs') if isinstance(data, dict) else None
+    if isinstance(images, Tensor) and images.dim() == 4:
+        data['inputs'] = images.contiguous(memory_format=torch.channels_last)
+    return data
+
+
+def _optimizers(runner: Runner) -> Iterator[torch.optim.Optimizer]:
+    wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', {'': runner.optim_wrapper})
+    for wrapper in wrappers.values():
+        yield wrapper.optimizer
+
+
+def _restore(optimizer: torch.optim.Optimizer) -> None:
+    """Undo `_make_stock` after a resume: fused as configured, each state in the memory format of its weight."""
+    for group in optimizer.param_groups:
+        if 'fused' in optimizer.defaults:
+            group['fused'] = optimizer.defaults['fused']
+        for weight in group['params']:
+            state = optimizer.state.get(weight, {})
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                    state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def _make_stock(saved: dict) -> None:
+    """Make the saved state of an optimizer independent of the memory format, and of whether it was fused."""
+    saved['state'] = {
+        index: {name: value.contiguous() if isinstance(value, Tensor) else value for name, value in state.items()}
+        for index, state in saved['state'].items()
+    }
+    for group in saved['param_groups']:
+        if 'fused' in group:
+            group['fused'] = None
+
+
+def _compile(part: nn.Module, *, dynamic: bool) -> None:
+    """Compile the training forward of a part, as one graph; its evaluation stays eager, in fp32."""
+    eager = part.forward
+    compiled = torch.compile(eager, dynamic=dynamic, fullgraph=True)
+
+    def forward(*args, **kwargs):
+        return (compiled if part.training else eager)(*args, **kwargs)
+
+    part.forward = forward
