@@ -4,12 +4,13 @@ The reader is `torch.load(weights_only=True)`, with checks before it (`archive.p
 than tensors in MMEngine's checkpoints (`stand_ins.py`).
 """
 
+import contextlib
 import functools
 import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,10 +19,11 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _process_mmcls_checkpoint
 from torch import Tensor
 
-from mmsb.checkpoints import archive, download, stand_ins
+from mmsb.checkpoints import archive, download, pickles, stand_ins
 from mmsb.options import one_line
 
 DATA_FROM, SOUND_FROM = (2, 6), (2, 10)  # torch: `weights_only` runs no code; its known holes are closed
+_AS_DATA = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # environment variable that torch.load obeys
 _trusted = dict(everything=False, folders=[])  # for this process; see `install_reader`
 _kept: dict[tuple, object] = {}  # at most one checkpoint, by the version of its file
 _CONTAINERS = ('state_dict', 'model', 'model_state', 'module')
@@ -83,7 +85,8 @@ def _read(path: str, file: str, *, own: bool, trust: bool | None, header: bool):
         own = torch.__version__ < DATA_FROM and (own or _is_in(file, _trusted['folders']))
         if own or (_trusted['everything'] if trust is None else trust):
             archive.check(file, work=False)
-            return torch.load(file, map_location='cpu', weights_only=False)
+            with _running_code():
+                return torch.load(file, map_location='cpu', weights_only=False)
         return _load_as_data(file, header=header)
     except Exception as error:  # an invalid file can raise any exception
         raise ValueError(f'checkpoint {path!r} cannot be read as data: {_reason(error)}') from error
@@ -124,6 +127,9 @@ def drop_config_text(checkpoint):
 def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
     """Make mmengine load every checkpoint as data, whether for an `init_cfg`, a hook or a stock runner.
 
+    The same holds for `mmengine.load` of pickled annotations (`pickles.py`), and for every `torch.load` in this process
+    and its workers, even one with `weights_only=False`.
+
     Args:
         trust: whether checkpoints may run their code.
         own: folders that this run writes; files in them count as its own.
@@ -137,6 +143,8 @@ def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
         return _process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 
     CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), load_as_data, force=True)
+    pickles.install_handler(trust=trust)
+    os.environ[_AS_DATA] = '0' if trust else '1'
 
 
 def require_file(path: str | os.PathLike) -> None:
@@ -149,6 +157,17 @@ def require_file(path: str | os.PathLike) -> None:
     if file is not None and not os.path.isfile(file):
         what = 'is a folder: name a file in it' if os.path.isdir(file) else 'does not exist'
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} {what}')
+
+
+@contextlib.contextmanager
+def _running_code() -> Iterator[None]:
+    """Let `torch.load` run the code of a trusted file."""
+    before = os.environ.pop(_AS_DATA, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_AS_DATA] = before
 
 
 def _is_in(file: str, folders: list[Path]) -> bool:

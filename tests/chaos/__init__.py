@@ -1,1 +1,3 @@
-import mmsb  # noqa: F401  (before mmdet, so that its operations are there)
+"""The fault campaign, and what forges hostile files."""
+
+import mmsb  # noqa: F401  (first: it supplies mmcv's operations)
