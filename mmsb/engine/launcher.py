@@ -4,8 +4,9 @@ The dumped config shows everything that is added. Precedence: config < flags < `
 """
 
 import argparse
+import contextlib
+import copy
 import importlib.util
-import inspect
 import logging
 import os
 import sys
@@ -21,28 +22,17 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
-from mmsb.configs import build_model, check_library, read_config
+from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
 from . import fast
+from .dry_run import check_config, dry_run, known_keys
 from .processes import is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
-RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    *fast.KEYS,
-    'sync_bn',
-    'trust_checkpoint',  # ours
-)
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -114,9 +104,9 @@ def load_config(
         cfg.trust_checkpoint = True
     if args.tensorboard:
         _add_tensorboard(cfg)
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters, *RUNNER_READS} - {'self', 'cfg'}
-    check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted(known))
+    check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted({*cfg, *known_keys()}))
     cfg.merge_from_dict(args.cfg_options)
+    check_config(cfg)
     _add_defaults(cfg)
     complete(cfg)
     cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
@@ -160,7 +150,7 @@ def _add_defaults(cfg: Config) -> None:
 
 
 def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Find missing files and misspelt options before anything is written.
+    """Find missing files and mistakes in the config before anything is written; the first process rehearses the run.
 
     Args:
         cfg: the complete config.
@@ -169,22 +159,30 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     Raises:
         ImportError: a library is missing.
         FileNotFoundError: a dataset or checkpoint is missing.
-        ValueError, KeyError, TypeError: the model can't be built, or the checkpoint belongs to another model.
+        ValueError: a mistake in the config, or the checkpoint belongs to another model.
     """
     check_library(cfg)
-    check_paths(cfg, loaders)
+    with contextlib.suppress(TypeError, AttributeError):  # values of the wrong kind, which the dry run reports
+        check_paths(cfg, loaders)
     start = cfg.get('load_from')
     whole = bool(cfg.get('resume')) or 'train_dataloader' not in loaders
     needed = [start] if start and whole else [*_warm_starts(cfg.to_dict()), *([start] if start else [])]
     for path in needed:
         require_file(path)
-    model = build_model(cfg, warm_start=not (start and whole))
-    if start and local_path(start):
-        _check_start(model, start, whole)
-    if not (start and whole):
-        for part in model.modules():
-            if getattr(part, 'pretrained_cfg', None) is not None:
-                check_pretrained(part, part.pretrained_cfg)
+
+    def check_weights(model: nn.Module) -> None:
+        if start and local_path(start):
+            _check_start(model, start, whole)
+        if not (start and whole):
+            for part in model.modules():
+                if getattr(part, 'pretrained_cfg', None) is not None:
+                    check_pretrained(part, part.pretrained_cfg)
+
+    if rank_in_environment() == 0:
+        if start and whole:
+            cfg = copy.deepcopy(cfg)
+            drop_warm_starts(cfg.model)
+        dry_run(cfg, loaders, check_weights)
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:

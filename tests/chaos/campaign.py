@@ -21,6 +21,7 @@ from chaos.choices import choices
 from chaos.early import early_signals
 from chaos.files import damage, malformed, malicious
 from chaos.inject import ERRORS, InSaves, die, log_progress, raising
+from chaos.mistakes import mistakes
 from chaos.outcome import LAST
 from chaos.power import power_loss
 from chaos.ranks import FAULTS, faults_of_ranks
@@ -170,7 +171,7 @@ def ranks(folder: Path, *, quick: bool) -> Row:
 
 CAMPAIGNS: list[Callable[..., Row]] = [
     *(kills, kills_in_saves, errors_in_saves, power_loss, writers),
-    *(choices, two_trainings, early_signals, damage, malicious, malformed, ranks),
+    *(choices, two_trainings, early_signals, damage, malicious, malformed, mistakes, ranks),
 ]
 
 
@@ -194,7 +195,7 @@ def main() -> None:
                 print(f'{campaign.__name__}: {time.monotonic() - begun:.0f} s', file=sys.stderr)
     if args.json:
         write_json(args.json, [asdict(row) for row in rows])
-    sys.exit(int(any(row.good < row.cases for row in rows)))
+    sys.exit(int(any(row.good < row.least * row.cases for row in rows)))
 
 
 if __name__ == '__main__':
