@@ -14,7 +14,7 @@ from chaos.row import Row
 from chaos.victim import Victim, train, write_config
 
 PATIENCE_S = 60
-TOGETHER_S = 8  # how long two that begin together may wait at iteration 3 for one to be refused
+TOGETHER_S = 30  # how long two that begin together may wait at iteration 3 for one to be refused
 
 
 def held(gate: Path) -> Callable[[], None]:
