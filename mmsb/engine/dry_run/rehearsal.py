@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.configs import build_model, drop_warm_starts
+from mmsb.datasets.loading import load_sample
 from mmsb.datasets.paths import annotation_file, leaf_datasets
 
 from .. import rng
@@ -70,7 +71,7 @@ def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Mod
 
 @contextlib.contextmanager
 def _untouched() -> Iterator[None]:
-    """Restore the random generators and mmengine's global objects afterwards, and print nothing meanwhile."""
+    """Be alone and print nothing; restore the random generators and mmengine's global objects afterwards."""
     state = rng.get_state()
     managers = [ManagerMixin, *_subclasses(ManagerMixin)]
     before = [(manager, dict(manager._instance_dict)) for manager in managers]
@@ -78,11 +79,14 @@ def _untouched() -> Iterator[None]:
         if not issubclass(manager, DefaultScope):
             manager._instance_dict.clear()
     silence = io.StringIO()
+    is_distributed = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False  # the other processes wait, and answer nobody
     try:
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
+        torch.distributed.is_initialized = is_distributed
         for manager in [ManagerMixin, *_subclasses(ManagerMixin)]:
             manager._instance_dict.clear()
         for manager, instances in before:
@@ -206,7 +210,7 @@ class Rehearsal(Runner):
         if not count:
             raise ValueError('the dataset has no samples')
         chosen = [count - 1, 0][: loader.batch_size or 1]  # in folders of classes, the last one has the highest label
-        samples = [loader.dataset[i] for i in chosen]
+        samples = [load_sample(loader.dataset, i) for i in chosen]
         return loader, loader.collate_fn(samples)
 
     def _quick_to_read(self, key: str) -> Section:
