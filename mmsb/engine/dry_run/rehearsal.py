@@ -195,8 +195,9 @@ class Rehearsal(Runner):
         try:
             check_options(self.cfg[key], DataLoader, LOADER_OPTIONS)
             loader = self.build_dataloader(self._quick_to_read(key), seed=self.seed)
-        except (RuntimeError, OSError, AssertionError):
-            if not self._seen.no_download:
+        except (RuntimeError, OSError, AssertionError) as error:
+            section = getattr(error, 'section', None)
+            if not self._seen.no_download or (section is not None and '.pipeline' in section._place):
                 raise
             return None, None
         loader.num_workers = 0  # some loops start the workers when they are built
