@@ -56,9 +56,17 @@ def main() -> None:
         add_safety(cfg)
     settle_resume(cfg, args.resume, stock=args.stock_hooks)
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
-    check_before_run(cfg, loaders)
+    mistake = None
+    try:
+        check_before_run(cfg, loaders)
+    except ValueError as error:
+        if not (args.check_data and getattr(error, 'stage', None) in loaders):
+            raise
+        mistake = error  # the check of the data says more
     if args.check_data:
         stop_on_bad_data(cfg, loaders)
+    if mistake:
+        raise mistake
     if not args.stock_hooks:
         require_work_dir(cfg)
     build_runner(cfg).train()
