@@ -217,6 +217,7 @@ def test_missing_data_that_the_run_downloads_are_not_downloaded(there, monkeypat
     name = zoo.CONFIGS / 'cifar100/sb-resnet38_b64-300e_cifar100.py'
     check_before_run(prepared(name), RUN)
     assert 'AdamW' in error_of(name, 'optim_wrapper.optimizer.type=AdanW')
+    assert 'pipeline.1.prob=-0.5' in error_of(name, 'train_dataloader.dataset.pipeline.1.prob=-0.5')
 
 
 def test_a_metric_that_writes_files_does_not_yet(there):

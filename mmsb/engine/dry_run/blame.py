@@ -108,7 +108,8 @@ def _blamed(values: list[tuple[str, object]], frames: list, text: str) -> list[t
         if re.match(r'(el)?if |assert |raise ', frame[1]) and (found := _mentioned(values, *frame)):
             return found
     named = [(key, value) for key, value in values if re.search(rf'\b{re.escape(key.rpartition(".")[2])}\b', text)]
-    said = [one for one in values if len(str(one[1])) > 1 and not isinstance(one[1], bool) and _in(one[1], text)]
+    telling = [one for one in values if not isinstance(one[1], bool) and (len(str(one[1])) > 1 or one[1] == 0)]
+    said = [one for one in telling if _in(one[1], text)]
     found = [one for one in named if one in said] or named or said
     return found or (_mentioned(values, *frames[-1]) if frames else [])
 

@@ -127,7 +127,9 @@ class Rehearsal(Runner):
         except (RunStopped, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # the config may name any code
-            raise ValueError(explained(error, key, self.cfg, self._seen)) from error
+            mistake = ValueError(explained(error, key, self.cfg, self._seen))
+            mistake.stage = key
+            raise mistake from error
 
     def run(self, model: nn.Module, loaders: tuple[str, ...]) -> None:
         """Build all else in the order of the runner, and take a batch of each dataloader through the network."""
@@ -199,8 +201,9 @@ class Rehearsal(Runner):
         try:
             check_options(self.cfg[key], DataLoader, LOADER_OPTIONS)
             loader = self.build_dataloader(self._quick_to_read(key), seed=self.seed)
-        except (RuntimeError, OSError, AssertionError):
-            if not self._seen.no_download:
+        except (RuntimeError, OSError, AssertionError) as error:
+            section = getattr(error, 'section', None)
+            if not self._seen.no_download or (section is not None and '.pipeline' in section._place):
                 raise
             return None, None
         loader.num_workers = 0  # some loops start the workers when they are built
