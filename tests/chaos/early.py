@@ -37,7 +37,7 @@ def early_signals(folder: Path, *, quick: bool) -> Row:
     seconds = _seconds_until_first(folder, config, marker, first)
     for flags in [()] if quick else [(), ('--stock-hooks',)]:
         chance = random.Random(0)
-        for case in range(5 if quick else 50):
+        for case in range(3 if quick else 50):
             work_dir = folder / 'early'
             shutil.rmtree(work_dir, ignore_errors=True)
             marker.unlink(missing_ok=True)
