@@ -345,10 +345,13 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix='mistakes-') as temporary:
         write_data(Path(temporary))
-        for row in campaign(Path(temporary), args.count, args.seed, tuple(args.configs)):
-            rows.append(row)
-            if row['outcome'] not in (CLEAN, VALID):
-                print(json.dumps(row), flush=True)
+        try:
+            for row in campaign(Path(temporary), args.count, args.seed, tuple(args.configs)):
+                rows.append(row)
+                if row['outcome'] not in (CLEAN, VALID):
+                    print(json.dumps(row), flush=True)
+        except KeyboardInterrupt:
+            print(f'interrupted after {len(rows)} of {args.count}')
     print(table(rows))
 
 
