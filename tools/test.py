@@ -3,13 +3,19 @@
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
 """
 
+import copy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.configs import drop_warm_starts
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
+from mmsb.models.deploy import switch_to_deploy
 
 PAINTERS = {  # per library: its visualizer and its hook
     'mmpretrain': ('UniversalVisualizer', dict(type='VisualizationHook', enable=True, interval=1)),
@@ -24,7 +30,22 @@ def parse_args():
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save images with the predictions drawn to this folder')
+    parser.add_argument('--deploy', action='store_true', help='fold all batch norms before the test')
     return parser.parse_args()
+
+
+class DeployHook(Hook):
+    """Tests a deployed copy: other hooks keep the network, as EMA does, which swaps weights before and after."""
+
+    priority = 'LOWEST'
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = copy.deepcopy(model)
+        model.eval()
+        norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+        runner.model = switch_to_deploy(model)
+        runner.logger.info(f'deployed: {norms} batch norms are folded')
 
 
 def draw_predictions(cfg: Config, folder: Path) -> None:
@@ -59,7 +80,10 @@ def main() -> None:
         use_safe_runner(cfg)
     drop_warm_starts(cfg.model)
     check_before_run(cfg, ('test_dataloader',))
-    build_runner(cfg).test()
+    runner = build_runner(cfg)
+    if args.deploy:
+        runner.register_hook(DeployHook())
+    runner.test()
 
 
 if __name__ == '__main__':

@@ -80,6 +80,7 @@ class SpatialBias(BaseModule):
             act_cfg=dict(type='ReLU') if act_cfg is None else act_cfg,
         )
         self.mix = nn.Conv1d(pool_size**2, pool_size**2, kernel_size) if mix else None
+        self.affine = nn.Identity()  # `switch_to_deploy` puts the norm of the maps here
 
     def forward(self, x: Tensor, out_size: tuple[int, int]) -> Tensor:
         """Compute the maps of `x`, (B, C, H, W), at `out_size` (height, width): (B, N, *out_size)."""
@@ -87,7 +88,7 @@ class SpatialBias(BaseModule):
         if self.mix is not None:
             x = self.mix(x.flatten(2).transpose(1, 2))  # (B, S*S, N)
             x = x.transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))  # (B, N, S, S)
-        return F.interpolate(x, size=out_size, mode='bilinear', align_corners=False)
+        return F.interpolate(self.affine(x), size=out_size, mode='bilinear', align_corners=False)
 
     def extra_repr(self) -> str:
         return f'num_maps={self.num_maps}, pool_size={self.pool_size}, pool={self.pool!r}'
@@ -105,22 +106,38 @@ def norm_for_maps(norm_cfg: dict, channels: int) -> dict:
     return norm_cfg
 
 
-def conv_of_concat(conv: nn.Module, bias_conv: nn.Module, y: Tensor, maps: Tensor) -> Tensor:
+def conv_of_concat(conv: nn.Module, bias_conv: nn.Module | None, y: Tensor, maps: Tensor) -> Tensor:
     """Convolve the concatenation of `y` (B, C, H, W) and `maps` (B, N, H, W) with weights that are stored apart.
 
     This is `conv(y) + bias_conv(maps)`. Two plain convolutions are fused into one, which writes the wide output once.
     Where one convolution would not do the same, the sum itself is computed: another type of layer, groups, a padding
     mode other than zeros, and hooks of the module, which fire only when it is called (not torch's global ones, which
-    counters set on every module).
+    counters set on every module). In a deployed network `conv` alone has the weights of both.
+
+    Raises:
+        ValueError: if a batch norm was folded into `conv` alone.
     """
-    if not (_is_plain(conv) and _is_plain(bias_conv)):
+    if bias_conv is None:
+        return conv(torch.cat([y, maps.to(y.dtype)], dim=1))
+    check_not_folded(conv)
+    if not (is_plain(conv) and is_plain(bias_conv)):
         return conv(y) + bias_conv(maps)
     x = torch.cat([y, maps.to(y.dtype)], dim=1)
     weight = torch.cat([conv.weight, bias_conv.weight], dim=1)
-    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+    return F.conv2d(x, weight, bias_conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
-def _is_plain(conv: nn.Module) -> bool:
+def check_not_folded(conv: nn.Module) -> None:
+    """Check that a convolution that was built without a bias still has none."""
+    if getattr(conv, 'bias', None) is not None:
+        raise ValueError(
+            'a batch norm was folded into a convolution beside spatial bias, whose maps it also normalises: '
+            'fuse_conv_bn gives wrong outputs here, use switch_to_deploy of mmsb.models.deploy'
+        )
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Return whether a module is nn.Conv2d without groups, other padding or hooks."""
     hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
     plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == 'zeros'
     return plain and not any(getattr(conv, name) for name in hooks)
