@@ -2,9 +2,11 @@
 
 A batch norm in evaluation is `scale * x + shift` per channel. Behind a convolution both go into its weights. The bias
 maps complicate this: where a norm follows `conv(y) + bias_conv(maps)`, both weights take the scale. The norm of the
-maps moves in front of their upsampling, which it commutes with because the weights of an interpolation sum to 1.
+maps moves in front of their upsampling, which it commutes with because the weights of an interpolation sum to 1; there
+it becomes one matrix together with the mixing of positions.
 """
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.models.bottleneck import Bottleneck
-from mmsb.models.spatial_bias import check_not_folded, is_plain
+from mmsb.models.spatial_bias import SpatialBias, check_not_folded, is_plain
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d, Conv2dAdaptivePadding)
 TRANSPOSED_CONVS = (nn.ConvTranspose2d, wrappers.ConvTranspose2d)
@@ -98,8 +100,7 @@ def _merge_bias(block: Bottleneck) -> None:
             nn.init.ones_(block.bias_conv.weight)
     elif block.bias_fusion == 'concat' and block.bias_conv is not None:
         if _is_batch_norm(block.bias_norm):
-            norm = block.bias_norm
-            block.spatial_bias.affine = Affine(*_scale_and_shift(norm, norm.running_mean))
+            block.spatial_bias.mix = _as_matrix(block.spatial_bias, block.bias_norm)
             block.bias_norm = nn.Identity()
         reader = getattr(block, _summed(block))
         check_not_folded(reader)
@@ -107,6 +108,20 @@ def _merge_bias(block: Bottleneck) -> None:
             reader.weight = _parameter(torch.cat([reader.weight, block.bias_conv.weight], dim=1), reader.weight)
             reader.in_channels += block.bias_conv.in_channels
             block.bias_conv = None
+
+
+def _as_matrix(bias: SpatialBias, norm: _BatchNorm) -> nn.Linear:
+    """Write what happens to the pooled maps, and the norm that follows, as one linear layer."""
+    exact = copy.deepcopy(bias).double()
+    inputs = exact.reduce.out_channels * exact.pool_size**2
+    basis = torch.eye(inputs + 1, inputs, dtype=torch.float64, device=norm.running_mean.device)  # and a row of zeros
+    scale, shift = _scale_and_shift(norm, basis)
+    maps = exact.mix_positions(basis.view(-1, exact.reduce.out_channels, exact.pool_size, exact.pool_size))
+    columns = (maps * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).flatten(1)
+    linear = nn.Linear(inputs, columns.shape[1], dtype=norm.running_mean.dtype, device=basis.device)
+    linear.weight.copy_((columns[:-1] - columns[-1]).T)
+    linear.bias.copy_(columns[-1])
+    return linear
 
 
 def _summed(block: Bottleneck) -> str | None:

@@ -15,10 +15,10 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmsb.models.pooling import POOLS, adaptive_pool2d
 from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
 
-POOLS = {'avg': F.adaptive_avg_pool2d, 'max': F.adaptive_max_pool2d}
 KERNEL_SIZE = 3
 
 
@@ -80,15 +80,20 @@ class SpatialBias(BaseModule):
             act_cfg=dict(type='ReLU') if act_cfg is None else act_cfg,
         )
         self.mix = nn.Conv1d(pool_size**2, pool_size**2, kernel_size) if mix else None
-        self.affine = nn.Identity()  # `switch_to_deploy` puts the norm of the maps here
 
     def forward(self, x: Tensor, out_size: tuple[int, int]) -> Tensor:
         """Compute the maps of `x`, (B, C, H, W), at `out_size` (height, width): (B, N, *out_size)."""
-        x = POOLS[self.pool](self.reduce(x), self.pool_size)  # (B, R, S, S)
-        if self.mix is not None:
-            x = self.mix(x.flatten(2).transpose(1, 2))  # (B, S*S, N)
-            x = x.transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))  # (B, N, S, S)
-        return F.interpolate(self.affine(x), size=out_size, mode='bilinear', align_corners=False)
+        pooled = adaptive_pool2d(self.reduce(x), self.pool_size, self.pool)  # (B, R, S, S)
+        return F.interpolate(self.mix_positions(pooled), size=out_size, mode='bilinear', align_corners=False)
+
+    def mix_positions(self, x: Tensor) -> Tensor:
+        """Map (B, R, S, S) to (B, N, S, S); in a deployed network by one matrix, and with the norm of the maps."""
+        if self.mix is None:
+            return x
+        if isinstance(self.mix, nn.Linear):
+            return self.mix(x.flatten(1)).unflatten(1, (self.num_maps, self.pool_size, self.pool_size))
+        x = self.mix(x.flatten(2).transpose(1, 2))  # (B, S*S, N)
+        return x.transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))
 
     def extra_repr(self) -> str:
         return f'num_maps={self.num_maps}, pool_size={self.pool_size}, pool={self.pool!r}'
