@@ -84,7 +84,8 @@ class Exportable(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """Describe what goes in and comes out, for the file."""
-        converts = any(getattr(self.model.data_preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
+        preprocessor = getattr(self.model, 'data_preprocessor', None)
+        converts = any(getattr(preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
         values = {name: getattr(self, name).flatten().tolist() for name in ('mean', 'std') if self.normalises}
         return dict(
             mmsb_version=__version__,

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.models.bottleneck import Bottleneck
-from mmsb.models.spatial_bias import SpatialBias, check_not_folded, is_plain
+from mmsb.models.spatial_bias import Reduction, SpatialBias, check_not_folded, is_plain
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d, Conv2dAdaptivePadding)
 TRANSPOSED_CONVS = (nn.ConvTranspose2d, wrappers.ConvTranspose2d)
@@ -136,7 +136,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     children = dict(module.named_children())
     if isinstance(module, Bottleneck):
         yield from BLOCK_PAIRS
-    elif type(module).forward is ConvModule.forward:
+    elif type(module).forward in (ConvModule.forward, Reduction.forward):
         if module.with_norm and module.order.index('norm') == module.order.index('conv') + 1:
             yield 'conv', module.norm_name
     elif type(module).forward is nn.Sequential.forward:
