@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # from top to bottom; those of one line do not know each other
-    ('engine', 'analysis', 'evaluation', 'export'),
+    ('engine', 'analysis', 'evaluation'),
+    ('export',),
+    ('exported',),
     ('configs',),
     ('models', 'datasets'),
     ('checkpoints',),

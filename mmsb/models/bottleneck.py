@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmsb.models.spatial_bias import SpatialBias, conv_of_concat, norm_for_maps
+from mmsb.models.spatial_bias import SpatialBias, check_not_folded, conv_of_concat, norm_for_maps
 from mmsb.options import check_keys, choose
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_block')
@@ -103,7 +103,7 @@ class Bottleneck(BaseModule):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.with_cp = with_cp
 
-        self.bias_position = self.bias_fusion = None
+        self.bias_position = self.bias_fusion = self.bias_conv = None
         if spatial_bias is not None:
             check_spatial_bias(spatial_bias, conv2)
             options = dict(spatial_bias)
@@ -194,16 +194,19 @@ class Bottleneck(BaseModule):
             return y, None
         maps = self.spatial_bias(x, y.shape[-2:])
         if self.bias_fusion == 'add':
-            check_not_folded(getattr(self, beside))
-            return y + maps.sum(1, keepdim=True).to(y.dtype), None
+            return y + self.sum_maps(maps).to(y.dtype), None
         return y, self.relu(self.bias_norm(maps))
 
     def conv_with_maps(self, conv: nn.Module, y: Tensor, maps: Tensor | None) -> Tensor:
         """Convolve `y`, or the concatenation of `y` and `maps`."""
-        if maps is None:
-            return conv(y)
-        check_not_folded(conv)
-        return conv_of_concat(conv, self.bias_conv, y, maps)
+        return conv(y) if maps is None else conv_of_concat(conv, self.bias_conv, y, maps)
+
+    def sum_maps(self, maps: Tensor) -> Tensor:
+        """Sum the N maps; in a deployed network, scaled for each of the M channels."""
+        if self.bias_conv is not None:
+            return self.bias_conv(maps)
+        check_not_folded(getattr(self, self.bias_position))
+        return maps.sum(1, keepdim=True)
 
     def refine(self, position: str, x: Tensor) -> Tensor:
         """Apply the plugins of a position."""
@@ -255,12 +258,3 @@ def check_plugin(plugin: Mapping) -> None:
     choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
     if 'cfg' not in plugin:
         raise ValueError(f'a plugin needs a cfg: dict(cfg=dict(type=...), position=...), got {plugin!r}')
-
-
-def check_not_folded(conv: nn.Module) -> None:
-    """Check that a convolution that was built without a bias still has none."""
-    if getattr(conv, 'bias', None) is not None:
-        raise ValueError(
-            'a batch norm was folded into a convolution beside spatial bias, whose maps it also normalises: '
-            'fuse_conv_bn gives wrong outputs here'
-        )
