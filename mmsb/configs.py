@@ -1,5 +1,6 @@
 """Reads configs and builds their networks; trains and writes nothing."""
 
+import copy
 import importlib.util
 
 from mmengine.config import Config
@@ -29,6 +30,8 @@ def read_config(path: str) -> Config:
     install_reader()
     try:
         cfg = Config.fromfile(path)
+    except SystemExit as error:
+        raise ValueError(f'config {path!r} calls sys.exit({error.code!r})') from error
     except Exception as error:  # a config is Python code: anything can be wrong in it
         raise ValueError(f'config {path!r}: {one_line(error)}') from error
     if not isinstance(cfg.get('model'), dict):
@@ -72,7 +75,7 @@ def drop_warm_starts(node) -> None:
 def build_model(cfg: Config) -> nn.Module:
     """Build the network of a config as the runner does, including the config's data preprocessor."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = dict(cfg.model)
+    model = copy.copy(cfg.model)
     if cfg.get('data_preprocessor'):
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)

@@ -223,13 +223,13 @@ def test_checkpoint_of_another_network_is_not_loaded_in_part(
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_failure_of_the_run_is_one_line_and_its_traceback_in_the_log(demo_data, tmp_path, run_tool, workers):
-    wrong = ('train_dataloader.dataset.pipeline.0.color_type=nonsense', f'train_dataloader.num_workers={workers}')
-    options = (*SHORT, *IN_PROCESS, *wrong)
+    broken_image(demo_data / 'broken/train')  # neither the first one nor the last, which are tried before the run
+    wrong = ('train_dataloader.dataset.data_root=broken', f'train_dataloader.num_workers={workers}')
+    options = ('train_cfg.max_epochs=1', 'train_dataloader.batch_size=5', *IN_PROCESS, *wrong)
     done = run_tool('train.py', DIGITS, '--work-dir', tmp_path / 'run', '--cfg-options', *options, cwd=demo_data)
     assert done.returncode == 1
     line = next(line for line in done.stderr.splitlines() if line.startswith('error: '))
     log = next((tmp_path / 'run').glob('*/*.log'))
-    assert 'nonsense' in line
     assert str(log) in line
     assert 'Traceback (most recent call last)' in log.read_text()
 

@@ -3,12 +3,28 @@
 python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 """
 
+import os
+import signal
+
+
+def leave(number: int, _frame) -> None:
+    """Answer a signal before the training: nothing is lost yet. A default handler would not tell it from a crash."""
+    if os.environ.get('RANK', '0') == '0':
+        os.write(2, f'stopped by {signal.Signals(number).name}, nothing to save: start again with --resume\n'.encode())
+    os._exit(75)
+
+
+for name in ('SIGTERM', 'SIGUSR1'):  # before the imports, which take seconds
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), leave)
+
 from mmengine.config import Config
 
 from mmsb.engine import fast
 from mmsb.engine.data_check import stop_on_bad_data
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
-from mmsb.engine.safety import add_safety, require_work_dir, settle_resume
+from mmsb.engine.safety import add_safety
+from mmsb.engine.start import WorkDir, decide_as_stock
 
 
 def parse_args():
@@ -44,18 +60,24 @@ def main() -> None:
                 raise ValueError(f'--seed must be at least 0 and below 2**32, got {args.seed}')
             cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
 
-    cfg = load_config(args, apply_flags)
-    if not args.stock_hooks:
-        add_safety(cfg)
-    settle_resume(cfg, args.resume, stock=args.stock_hooks)
+    cfg = load_config(args, apply_flags, complete=(lambda _: None) if args.stock_hooks else add_safety)
+    work_dir = WorkDir(cfg)
+    if args.stock_hooks:
+        decide_as_stock(cfg, args.resume)
+    else:
+        work_dir.decide(args.resume)
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
     fast.check_device(cfg)
     check_before_run(cfg, loaders)
     if args.check_data:
         stop_on_bad_data(cfg, loaders)
-    if not args.stock_hooks:
-        require_work_dir(cfg)
-    build_runner(cfg).train()
+    if args.stock_hooks:
+        build_runner(cfg).train()
+        return
+    with work_dir as start:
+        runner = build_runner(cfg)
+        runner.run_id = start.run
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -17,12 +17,16 @@ _PICKLES_IN_A_ROW = 5
 _INTO_OWNER = {'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD'}
 
 
-def check(path: str | os.PathLike, *, work: bool = True) -> None:
+def check(path: str | os.PathLike, *, work: bool = True, checksums: bool = True) -> bool:
     """Check the records of a file, and the work needed to load its pickles.
 
     Args:
         path: path of the file.
         work: whether to check the work.
+        checksums: whether to verify the checksums of all records, which reads the whole file.
+
+    Returns:
+        whether the file is a zip.
 
     Raises:
         OSError: the file cannot be opened.
@@ -34,16 +38,17 @@ def check(path: str | os.PathLike, *, work: bool = True) -> None:
         if not zipped:
             for _ in range(_PICKLES_IN_A_ROW if work else 0):
                 check_work(file)
-            return
+            return False
         with zipfile.ZipFile(file) as archive:
             compressed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
             require(not compressed, 'zip: compressed records, which torch.save does not write')
-            damaged = archive.testzip()  # torch does not verify checksums
+            damaged = archive.testzip() if checksums else None  # torch does not verify checksums
             require(damaged is None, f'it is damaged: the checksum of {damaged} is wrong')
             pickles = [name for name in archive.namelist() if name.endswith('data.pkl')]
             require(bool(pickles), 'zip: no data.pkl')
             for name in pickles if work else ():
-                check_work(io.BytesIO(archive.read(name)))
+                check_work(io.BytesIO(archive.read(name)))  # verifies the checksum of the pickle
+    return True
 
 
 def check_work(file: BinaryIO) -> None:

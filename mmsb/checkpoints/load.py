@@ -4,12 +4,13 @@ The reader is `torch.load(weights_only=True)`, with checks before it (`archive.p
 than tensors in MMEngine's checkpoints (`stand_ins.py`).
 """
 
+import contextlib
 import functools
 import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,11 +19,13 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import _process_mmcls_checkpoint
 from torch import Tensor
 
-from mmsb.checkpoints import archive, download, stand_ins
+from mmsb.checkpoints import archive, download, pickles, stand_ins
 from mmsb.options import one_line
 
 DATA_FROM, SOUND_FROM = (2, 6), (2, 10)  # torch: `weights_only` runs no code; its known holes are closed
+_AS_DATA = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # environment variable that torch.load obeys
 _trusted = dict(everything=False, folders=[])  # for this process; see `install_reader`
+_kept: dict[tuple, object] = {}  # at most one checkpoint, by the version of its file
 _CONTAINERS = ('state_dict', 'model', 'model_state', 'module')
 
 
@@ -32,7 +35,9 @@ def local_path(path: str | os.PathLike) -> str | None:
     return None if '://' in path else os.path.expanduser(path)
 
 
-def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None):
+def load_checkpoint(
+    path: str | os.PathLike, *, own: bool = False, trust: bool | None = None, header: bool = False, keep: bool = False
+):
     """Load everything in a checkpoint onto the CPU without running code from it.
 
     Args:
@@ -41,6 +46,8 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
         own: whether the caller wrote the file itself. Such a file is trusted below torch 2.6, which cannot load pickles
             as data.
         trust: whether the file may run its code; None uses the setting of `install_reader`.
+        header: whether to leave the tensors on the disk, and their checksums unchecked: for a look at the rest.
+        keep: whether to keep the content, so that this process need not read the unchanged file again, until `forget`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
@@ -49,6 +56,27 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
     path = os.fspath(path)
     require_file(path)
     file = local_path(path) or download.fetch(path)
+    version = _version_of(file)
+    if version in _kept:
+        return _kept[version]
+    content = _read(path, file, own=own, trust=trust, header=header)
+    if keep:
+        forget()
+        _kept[version] = content
+    return content
+
+
+def forget() -> None:
+    """Drop the checkpoint that `load_checkpoint` keeps."""
+    _kept.clear()
+
+
+def _version_of(file: str) -> tuple:
+    state = os.stat(file)
+    return os.path.realpath(file), state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _read(path: str, file: str, *, own: bool, trust: bool | None, header: bool):
     try:
         if file.endswith('.safetensors'):
             from safetensors.torch import load_file
@@ -57,25 +85,29 @@ def load_checkpoint(path: str | os.PathLike, *, own: bool = False, trust: bool |
         own = torch.__version__ < DATA_FROM and (own or _is_in(file, _trusted['folders']))
         if own or (_trusted['everything'] if trust is None else trust):
             archive.check(file, work=False)
-            return torch.load(file, map_location='cpu', weights_only=False)
-        return _load_as_data(file)
+            with _running_code():
+                return torch.load(file, map_location='cpu', weights_only=False)
+        return _load_as_data(file, header=header)
     except Exception as error:  # an invalid file can raise any exception
         raise ValueError(f'checkpoint {path!r} cannot be read as data: {_reason(error)}') from error
 
 
-def load_state_dict(path: str | os.PathLike, *, own: bool = False, trust: bool | None = None) -> dict:
+def load_state_dict(
+    path: str | os.PathLike, *, own: bool = False, trust: bool | None = None, keep: bool = False
+) -> dict:
     """Load the weights of a checkpoint onto the CPU without running code from it.
 
     Args:
         path: see `load_checkpoint`.
         own: see `load_checkpoint`.
         trust: see `load_checkpoint`.
+        keep: see `load_checkpoint`.
 
     Raises:
         FileNotFoundError: if a local file is missing.
         ValueError: if the file holds no state dict, or something that is not data.
     """
-    checkpoint = load_checkpoint(path, own=own, trust=trust)
+    checkpoint = load_checkpoint(path, own=own, trust=trust, keep=keep)
     for name in _CONTAINERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
@@ -95,6 +127,9 @@ def drop_config_text(checkpoint):
 def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
     """Make mmengine load every checkpoint as data, whether for an `init_cfg`, a hook or a stock runner.
 
+    The same holds for `mmengine.load` of pickled annotations (`pickles.py`), and for every `torch.load` in this process
+    and its workers, even one with `weights_only=False`.
+
     Args:
         trust: whether checkpoints may run their code.
         own: folders that this run writes; files in them count as its own.
@@ -104,9 +139,12 @@ def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
 
     def load_as_data(filename: str, map_location=None):  # mmengine logs the name of this function
         checkpoint = drop_config_text(load_checkpoint(filename))
+        forget()
         return _process_mmcls_checkpoint(checkpoint) if filename.startswith('mmcls://') else checkpoint
 
     CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), load_as_data, force=True)
+    pickles.install_handler(trust=trust)
+    os.environ[_AS_DATA] = '0' if trust else '1'
 
 
 def require_file(path: str | os.PathLike) -> None:
@@ -121,11 +159,22 @@ def require_file(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} {what}')
 
 
+@contextlib.contextmanager
+def _running_code() -> Iterator[None]:
+    """Let `torch.load` run the code of a trusted file."""
+    before = os.environ.pop(_AS_DATA, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_AS_DATA] = before
+
+
 def _is_in(file: str, folders: list[Path]) -> bool:
     return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
 
 
-def _load_as_data(file: str):
+def _load_as_data(file: str, *, header: bool):
     version = torch.__version__
     if version < DATA_FROM:
         raise stand_ins.NotDataError(
@@ -134,9 +183,9 @@ def _load_as_data(file: str):
         )
     if version < SOUND_FROM:
         _warn_once(f"PyTorch {version}'s reader of checkpoints has known security holes; 2.10 closes them")
-    archive.check(file)
+    zipped = archive.check(file, checksums=not header)
     with stand_ins.allowed():
-        content = torch.load(file, map_location='cpu', weights_only=True)
+        content = torch.load(file, map_location='cpu', weights_only=True, mmap=header and zipped)
     return stand_ins.replace(content)
 
 

@@ -35,7 +35,7 @@ def require(condition: bool, what: str) -> None:
         raise NotDataError(what)
 
 
-class _StandIn:
+class StandIn:
     """Placeholder for an object in the file; `value` is that object once the stand-in has received its state."""
 
     value = None
@@ -44,7 +44,7 @@ class _StandIn:
         raise NotDataError('an object of another class')
 
 
-class _DType(_StandIn):
+class _DType(StandIn):
     def __init__(self, name: str, align: bool = False, copy: bool = True) -> None:
         plain = type(name) is str and re.fullmatch(r'[|<>=]?([biufc]\d{1,2}|\?|[SU]\d{1,6})', name)
         require(bool(plain), 'an array that holds neither numbers nor text')
@@ -57,7 +57,7 @@ class _DType(_StandIn):
         self.value = self.value.newbyteorder(state[1])
 
 
-class _Array(_StandIn):
+class _Array(StandIn):
     def __setstate__(self, state) -> None:
         _, shape, dtype, fortran, content = state
         require(type(dtype) is _DType and type(content) is bytes, 'an array that holds neither numbers nor text')
@@ -66,7 +66,7 @@ class _Array(_StandIn):
         self.value = values.astype(values.dtype.newbyteorder('='))  # as NumPy itself loads it
 
 
-class _History(_StandIn):
+class _History(StandIn):
     def __setstate__(self, state) -> None:
         known = {'max_length', '_log_history', '_count_history', 'statistics_methods'}
         require(type(state) is dict and set(state) == known, 'a forged HistoryBuffer')
@@ -109,7 +109,7 @@ def _method(owner, name):
     return getattr(real, name)
 
 
-_NAMES = {
+NAMES = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
     'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': _scheduler,
     'builtins.getattr': _method,
@@ -129,7 +129,7 @@ def allowed() -> Iterator[None]:
         warnings.simplefilter('ignore')
         others = serialization.get_safe_globals()
         serialization.clear_safe_globals()
-        serialization.add_safe_globals([(stand_in, name) for name, stand_in in _NAMES.items()])
+        serialization.add_safe_globals([(stand_in, name) for name, stand_in in NAMES.items()])
         try:
             yield
         finally:
@@ -144,7 +144,7 @@ def replace(value, seen: set | None = None):
         NotDataError: a stand-in received no state, or a dict has attributes that would shadow its methods.
     """
     seen = set() if seen is None else seen
-    if isinstance(value, _StandIn):
+    if isinstance(value, StandIn):
         require(value.value is not None, 'an object without content')
         return value.value
     if type(value) is tuple:

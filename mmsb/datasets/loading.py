@@ -1,7 +1,7 @@
 """Load images that may be damaged: raise an error that names the file, or use another sample instead.
 
 mmcv's LoadImageFromFile does not name the file when a decoder fails, and fills the missing part of a truncated image
-with grey.
+with grey. The transforms that load masks name no file either, and so `load_sample` does.
 """
 
 import io
@@ -114,6 +114,54 @@ class LoadImage(LoadImageFromFile):
 
     def __repr__(self) -> str:
         return f'{super().__repr__()[:-1]}, on_error={self.on_error!r}, max_pixels={self.max_pixels})'
+
+
+def load_sample(dataset, index: int):
+    """Load a sample of a dataset; an error in any step of its pipeline names the sample's files.
+
+    Raises:
+        ValueError: the sample can't be loaded; one line with the index, and the damaged file or else all of its files.
+    """
+    try:
+        return dataset[index]
+    except Exception as error:  # from any transform
+        text, files = one_line(error), _files(dataset, index)
+        if any(path in text for _, path in files):
+            raise
+        flaws = [f'{key} {path!r} {flaw}' for key, path in files if (flaw := _flaw_of(path))]
+        named = ', '.join(f'{key} {path!r}' for key, path in files)
+        raise ValueError(
+            f'sample {index}: {flaws[0]}'
+            if flaws
+            else f'sample {index}{f" ({named})" if named else ""} cannot be loaded: {text}'
+        ) from error
+
+
+def _files(dataset, index: int) -> list[tuple[str, str]]:
+    """List the key and path of each file of a sample."""
+    try:
+        info = dataset.get_data_info(index)
+        paths = {key: value for key, value in info.items() if key.endswith('path')}
+    except Exception:  # a dataset of another kind, or what could not be loaded is the annotation
+        return []
+    return [
+        (key, path)
+        for key, value in paths.items()
+        for path in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(path, str) and path
+    ]
+
+
+def _flaw_of(path: str) -> str | None:
+    """Describe why a local file is not a sound image; None if it may be one, or is stored elsewhere."""
+    if '://' in path:
+        return None
+    try:
+        with open(path, 'rb') as file:
+            content = file.read()
+    except OSError as error:
+        return f'cannot be read: {error.strerror}'
+    return _flaw(content, MAX_PIXELS)
 
 
 def _flaw(content: bytes, max_pixels: int) -> str | None:

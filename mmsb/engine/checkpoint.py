@@ -11,7 +11,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from mmsb.checkpoints.publish import publish
-from mmsb.checkpoints.store import POINTER, clean_leftovers, probe, remove_checkpoint
+from mmsb.checkpoints.store import POINTER, clean_leftovers, is_checkpoint_name, probe, remove_checkpoint
 from mmsb.files import write_text
 from mmsb.options import one_line
 from mmsb.registry import HOOKS
@@ -113,8 +113,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         self._failure = outcome.get('failure')
         if self._failure is None and runner.rank == 0:
             try:
-                pointer, text = os.path.join(runner.work_dir, POINTER), str(self.last_ckpt)
-                write_text(pointer, text)
+                write_text(os.path.join(runner.work_dir, POINTER), self._pointer(runner))
             except OSError as error:  # resuming does not need it: the newest valid file is found without it
                 runner.logger.warning(f'{POINTER} could not be written: {error}')
             self._remove_doomed(runner)
@@ -122,6 +121,10 @@ class CheckpointHook(UpstreamCheckpointHook):
             runner.message_hub.update_info(_DOOMED, [])
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        missing = [key for key in getattr(self, 'key_indicators', ()) if key not in (*metrics, 'auto')]
+        if missing:
+            runner.logger.warning(f'no best checkpoint is chosen: there is no {missing[0]}')
+            return
         backend, self.file_backend = self.file_backend, _Postponing(self.file_backend)
         before = self._best()
         try:
@@ -149,6 +152,10 @@ class CheckpointHook(UpstreamCheckpointHook):
         path = publish(ckpt_path, self.published_keys)
         runner.logger.info(f'wrote the published keys of {ckpt_path} to {path}')
 
+    def _pointer(self, runner: Runner) -> str:
+        last = str(self.last_ckpt)
+        return last if '://' in last else os.path.relpath(last, runner.work_dir)  # a copied folder points into itself
+
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
 
@@ -172,7 +179,7 @@ class CheckpointHook(UpstreamCheckpointHook):
                 self._remove(runner, os.path.basename(str(name)))
 
     def _remove(self, runner: Runner, name: str) -> None:
-        if runner.rank != 0 or not name.endswith('.pth'):  # the names may come from a checkpoint
+        if runner.rank != 0 or not self._may_remove(name):
             return
         path = self.file_backend.join_path(self.out_dir, name)
         try:
@@ -182,6 +189,10 @@ class CheckpointHook(UpstreamCheckpointHook):
                 remove_checkpoint(path)
         except OSError as error:
             runner.logger.warning(f'{path} could not be removed: {error}')
+
+    def _may_remove(self, name: str) -> bool:
+        """Return whether a name, which may come from a checkpoint, is that of a checkpoint."""
+        return is_checkpoint_name(name, self.filename_tmpl, best=True)
 
     @contextlib.contextmanager
     def _undone_on_failure(self, runner: Runner) -> Iterator[dict]:
@@ -199,9 +210,9 @@ class CheckpointHook(UpstreamCheckpointHook):
                 setattr(self, name, value)
             info.clear()
             info.update(before)
+            last = f'the last one, {self.last_ckpt}, is still there' if self.last_ckpt else 'there is none yet'
             runner.logger.error(
-                f'the checkpoint could not be written: {error}; the last one is still there '
-                f'({self.last_ckpt}), and the run tries again at the next interval'
+                f'the checkpoint could not be written: {error}; {last}, and the run tries again at the next interval'
             )
 
     def _estimate_bytes(self, runner: Runner) -> int:

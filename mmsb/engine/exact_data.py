@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, IterableDataset
 
+from mmsb.datasets.loading import load_sample
+
 from . import rng
 
 _SAMPLES, _SAMPLER = 0, 1  # first number of a key: what it seeds
@@ -27,7 +29,9 @@ class Batch(list):
 
 
 class _Items:
-    """Loads the samples of a batch; serves as a dataset's `__getitems__`, which torch's fetcher prefers."""
+    """Loads the samples of a batch, and names the files of one that fails; serves as a dataset's `__getitems__`, which
+    torch's fetcher prefers.
+    """
 
     def __init__(self, dataset) -> None:
         self._dataset = dataset
@@ -35,12 +39,12 @@ class _Items:
     def __call__(self, batch) -> list:
         key = getattr(batch, 'key', None)
         if key is None:
-            return [self._dataset[index] for index in batch]
+            return [load_sample(self._dataset, index) for index in batch]
         samples = []
         with rng.untouched():
             for place, index in enumerate(batch):
                 rng.seed_by(*key, place)
-                samples.append(self._dataset[index])
+                samples.append(load_sample(self._dataset, index))
         return samples
 
 
@@ -151,6 +155,14 @@ def make_exact(loader: DataLoader, seed: int) -> DataLoader:
         loader._plan = _Plan(loader.batch_sampler, seed)
         loader.dataset.__getitems__ = _Items(loader.dataset)
         loader.__class__ = ExactDataLoader
+    return loader
+
+
+def name_samples(loader: DataLoader) -> DataLoader:
+    """Make the errors of a map-style DataLoader name the files of the sample, in place."""
+    dataset = loader.dataset
+    if not isinstance(dataset, IterableDataset) and not hasattr(dataset, '__getitems__'):
+        dataset.__getitems__ = _Items(dataset)
     return loader
 
 

@@ -23,6 +23,8 @@ from mmengine.registry import OPTIMIZERS
 
 from mmsb.options import check_keys, choose, one_line
 
+from . import safety
+
 HOOK = 'mmsb.SpeedHook'
 KEYS = ('channels_last', 'compile_parts', 'compile_dynamic')  # of the config; read by the hook
 BF16, FP16 = 'mmsb.Bf16OptimWrapper', 'AmpOptimWrapper'
@@ -122,10 +124,8 @@ def add_hook(cfg: Config) -> None:
     check_keys('compile_parts', parts, [name for name, part in cfg.model.items() if isinstance(part, dict)])
     if parts and cfg.get('compile'):
         raise ValueError("compile_parts and MMEngine's compile, which compiles the whole step, exclude each other")
-    hooks = list(cfg.get('custom_hooks') or [])
-    needed = cfg.get('channels_last') or parts or is_fused(cfg)
-    if needed and not any(hook.get('type') == HOOK for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type=HOOK)]
+    if cfg.get('channels_last') or parts or is_fused(cfg):
+        safety.add_hook(cfg, HOOK)
 
 
 def is_fused(cfg: Config) -> bool:

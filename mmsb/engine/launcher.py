@@ -4,8 +4,9 @@ The dumped config shows everything that is added. Precedence: config < flags < `
 """
 
 import argparse
+import contextlib
+import copy
 import importlib.util
-import inspect
 import logging
 import os
 import sys
@@ -21,28 +22,17 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
-from mmsb.configs import build_model, check_library, read_config
+from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
 from . import fast
+from .dry_run import check_config, dry_run, known_keys
 from .processes import is_restart, rank_in_environment, start_processes
-from .safety import RUNNER, output_folders
+from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
-RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    *fast.KEYS,
-    'sync_bn',
-    'trust_checkpoint',  # ours
-)
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -83,12 +73,19 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None]) -> Config:
-    """Read the config and apply the flags, then `--cfg-options`, then the defaults.
+def load_config(
+    args: argparse.Namespace,
+    apply_flags: Callable[[Config], None],
+    complete: Callable[[Config], None] = lambda cfg: None,
+) -> Config:
+    """Read the config, apply the flags and then `--cfg-options`, and add the defaults to what is there.
+
+    The options have the last word over the defaults too.
 
     Args:
         args: parsed by `config_parser` or `common_parser`.
         apply_flags: writes the tool's own flags into the config.
+        complete: adds the tool's own defaults.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError, ImportError: one line that says what to change.
@@ -107,10 +104,12 @@ def load_config(args: argparse.Namespace, apply_flags: Callable[[Config], None])
         cfg.trust_checkpoint = True
     if args.tensorboard:
         _add_tensorboard(cfg)
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters, *RUNNER_READS} - {'self', 'cfg'}
-    check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted(known))
+    check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted({*cfg, *known_keys()}))
     cfg.merge_from_dict(args.cfg_options)
+    check_config(cfg)
     _add_defaults(cfg)
+    complete(cfg)
+    cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
     if not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg))
@@ -132,11 +131,9 @@ def _add_defaults(cfg: Config) -> None:
     """Write explicit defaults for what would otherwise depend on chance or on one library's own tool."""
     randomness = cfg.get('randomness') or {}
     cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
-    hooks = list(cfg.get('custom_hooks') or [])
-    if not any(hook.get('type') == 'mmsb.ProgressHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='mmsb.ProgressHook')]
+    add_hook(cfg, 'mmsb.ProgressHook')
     logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))
-    if logger and logger.get('type') == 'LoggerHook':
+    if logger and is_stock(logger.get('type'), 'LoggerHook'):
         logger.type = 'mmsb.LoggerHook'
     fast.add_hook(cfg)
     if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers
@@ -153,7 +150,7 @@ def _add_defaults(cfg: Config) -> None:
 
 
 def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Find missing files and misspelt options before anything is written.
+    """Find missing files and mistakes in the config before anything is written; the first process rehearses the run.
 
     Args:
         cfg: the complete config.
@@ -162,22 +159,30 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     Raises:
         ImportError: a library is missing.
         FileNotFoundError: a dataset or checkpoint is missing.
-        ValueError, KeyError, TypeError: the model can't be built, or the checkpoint belongs to another model.
+        ValueError: a mistake in the config, or the checkpoint belongs to another model.
     """
     check_library(cfg)
-    check_paths(cfg, loaders)
+    with contextlib.suppress(TypeError, AttributeError):  # values of the wrong kind, which the dry run reports
+        check_paths(cfg, loaders)
     start = cfg.get('load_from')
     whole = bool(cfg.get('resume')) or 'train_dataloader' not in loaders
     needed = [start] if start and whole else [*_warm_starts(cfg.to_dict()), *([start] if start else [])]
     for path in needed:
         require_file(path)
-    model = build_model(cfg)
-    if start and local_path(start):
-        _check_start(model, start, whole)
-    if not (start and whole):
-        for part in model.modules():
-            if getattr(part, 'pretrained_cfg', None) is not None:
-                check_pretrained(part, part.pretrained_cfg)
+
+    def check_weights(model: nn.Module) -> None:
+        if start and local_path(start):
+            _check_start(model, start, whole)
+        if not (start and whole):
+            for part in model.modules():
+                if getattr(part, 'pretrained_cfg', None) is not None:
+                    check_pretrained(part, part.pretrained_cfg)
+
+    if rank_in_environment() == 0:
+        if start and whole:
+            cfg = copy.deepcopy(cfg)
+            drop_warm_starts(cfg.model)
+        dry_run(cfg, loaders, check_weights)
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
@@ -186,7 +191,7 @@ def _check_start(model: nn.Module, path: str, whole: bool) -> None:
     The libraries load what fits and only warn about the rest, so a test could report the results of random weights.
     """
     ours = model.state_dict()
-    theirs = load_state_dict(path)
+    theirs = load_state_dict(path, keep=whole)
     if whole:
         check_fit(path, ours, theirs)
     elif not any(key in ours and ours[key].shape == value.shape for key, value in theirs.items()):

@@ -13,7 +13,7 @@ from . import rng
 from .exact_data import EndlessBatches, ExactDataLoader
 
 
-class _ResumableMixin:
+class ResumableMixin:
     """What both loops share: the position of the run, and whether a validation is due.
 
     `epoch` and `batch` of `place()` count the data: completed passes, and completed batches of the current pass.
@@ -71,7 +71,7 @@ class _ResumableMixin:
 
 
 @LOOPS.register_module()
-class EpochBasedTrainLoop(_ResumableMixin, UpstreamEpochLoop):
+class EpochBasedTrainLoop(ResumableMixin, UpstreamEpochLoop):
     """MMEngine's epoch-based loop, resumable at any point."""
 
     def __init__(self, *args, **kwargs) -> None:
@@ -121,7 +121,7 @@ class EpochBasedTrainLoop(_ResumableMixin, UpstreamEpochLoop):
 
 
 @LOOPS.register_module()
-class IterBasedTrainLoop(_ResumableMixin, UpstreamIterLoop):
+class IterBasedTrainLoop(ResumableMixin, UpstreamIterLoop):
     """MMEngine's iteration-based loop, resumable at any point."""
 
     def __init__(self, *args, **kwargs) -> None:

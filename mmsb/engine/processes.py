@@ -2,12 +2,18 @@
 
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.utils.dl_utils import set_multi_processing
+
+PATIENCE = timedelta(days=7)  # how long the other processes wait for a decision of the first one
+T = TypeVar('T')
 
 
 def start_processes(cfg: Config) -> None:
@@ -28,6 +34,30 @@ def start_processes(cfg: Config) -> None:
     else:
         set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
         init_dist(cfg.launcher, **options)
+
+
+def first_process_decides(cfg: Config, decide: Callable[[], T]) -> T:
+    """Return in all processes of a run what `decide` returns in the first one, which alone calls it.
+
+    If it raises there, the others exit with 1, since the first one reports why. They wait in a separate process group,
+    because the decision may take longer than the run's timeout of 10 to 30 minutes. The group uses gloo, so no GPU is
+    kept waiting.
+    """
+    start_processes(cfg)
+    if not torch.distributed.is_initialized():
+        return decide()
+    waiting = torch.distributed.new_group(backend='gloo', timeout=PATIENCE)
+    answer = [None]  # a tuple around the decision, once there is one
+    if torch.distributed.get_rank() == 0:
+        try:
+            answer = [(decide(),)]
+        finally:
+            torch.distributed.broadcast_object_list(answer, src=0, group=waiting)
+    else:
+        torch.distributed.broadcast_object_list(answer, src=0, group=waiting)
+    if answer[0] is None:
+        sys.exit(1)
+    return answer[0][0]
 
 
 def _slurm_variables(port: int | None) -> dict[str, str]:

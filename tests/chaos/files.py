@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from chaos import bad_input
 from chaos.row import Row
 from chaos.victim import train, write_config
-from mmsb.checkpoints.store import find_checkpoint
+from mmsb.checkpoints.store import first_valid, list_checkpoints
 from mmsb.datasets.loading import LoadImage
 
 
@@ -33,8 +33,9 @@ def damage(folder: Path, *, quick: bool) -> Row:
         damaged.append(bytes(flipped))
     for bad in damaged:
         newest.write_bytes(bad)
-        found, skipped = find_checkpoint([str(folder / 'sound')])
-        good = found == str(before) and len(skipped) == 1
+        stored, unreadable = list_checkpoints([str(folder / 'sound')])
+        found, skipped = first_valid(stored)
+        good = found == str(before) and len([*unreadable, *skipped]) == 1
         row.add(good, f'took {Path(found or "none").name}', stock=False)
         if quick:
             continue

@@ -15,7 +15,7 @@ from pathlib import Path
 import mmengine.hooks
 from mmengine.runner import Runner
 
-_SAVE_AT = 4  # the second save of a victim with an interval of 2
+SAVE_AT = 4  # the second save of a victim with an interval of 2
 ERRORS = {'ENOSPC': errno.ENOSPC, 'EIO': errno.EIO, 'EROFS': errno.EROFS}
 
 
@@ -82,7 +82,7 @@ class InSaves:
 
         def save(hook, runner) -> None:
             self.saving = True
-            self.counting = runner.iter + 1 == _SAVE_AT
+            self.counting = runner.iter + 1 == SAVE_AT
             try:
                 upstream(hook, runner)
             finally:

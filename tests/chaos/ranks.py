@@ -1,5 +1,6 @@
 """Faults in one of several processes: the part of `campaign.py` that needs torchrun's agent, which restarts them."""
 
+import itertools
 import os
 import random
 import shutil
@@ -10,11 +11,23 @@ from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from chaos.inject import InSaves, at_iteration
+from chaos.inject import SAVE_AT, InSaves, at_iteration
 from chaos.victim import Victim, differing, run_tool, weights_of, write_config
 
 TIMEOUT_S = 8  # of the communication between the processes
 PATIENCE_S = 120  # TIMEOUT_S, the agent's 30 s between SIGTERM and SIGKILL, and twice the training on a busy machine
+FAULTS = [  # signal, process (None: both at once), in a save; both are not stopped, since nothing would notice
+    (signal.SIGKILL, 0, True),
+    (signal.SIGSTOP, 1, False),
+    (signal.SIGKILL, 1, True),
+    (signal.SIGSTOP, 0, True),
+    (signal.SIGKILL, None, False),
+    (signal.SIGSTOP, 1, True),
+    (signal.SIGKILL, 0, False),
+    (signal.SIGSTOP, 0, False),
+    (signal.SIGKILL, 1, False),
+    (signal.SIGKILL, None, True),
+]
 
 
 class Team(Victim):
@@ -56,34 +69,42 @@ class Team(Victim):
             os._exit(code)
 
 
+def fault_of(rank: int | None, number: int, place: int, in_save: bool) -> Callable[[int], None]:
+    """Make what a team calls before it trains: a process, or each of them (None), gets a signal in a step or a save."""
+
+    def before(mine: int) -> None:
+        def act(*_) -> None:
+            os.kill(os.getpid(), number)
+
+        if rank is not None and mine != rank:
+            return
+        if not in_save:
+            at_iteration(place, act)
+        elif mine == 0:
+            InSaves(place, act).install()
+        else:  # it writes nothing: it waits for the first process
+            at_iteration(SAVE_AT - 1, act, 'after_train_iter' if place % 2 else 'before_save_checkpoint')
+
+    return before
+
+
 def faults_of_ranks(folder: Path, count: int, flags: tuple = ()) -> Iterator[tuple[bool, str]]:
-    """Kill or stop one of two processes, in a step or in a save by rank 0; yield whether both went on, and why not."""
+    """Kill or stop one of two processes, or both, in a step or in a save; yield whether both went on, and why not."""
     chance = random.Random(0)
     config = write_config(folder / 'ranks.py', steps=4, interval=2)
     options = ('--cfg-options', f'env_cfg.dist_cfg.timeout={TIMEOUT_S}')
     Team(folder, config, '--work-dir', 'ranks-whole', *options).wait(PATIENCE_S)
     last = 'iter_12.pth'
     whole = weights_of(folder / 'ranks-whole' / last)
-    for case in range(count):
-        number = signal.SIGSTOP if case % 4 == 1 else signal.SIGKILL
-        in_save = case % 2 == 1
-        rank = 0 if in_save else chance.randrange(2)
+    for number, rank, in_save in itertools.islice(itertools.cycle(FAULTS), count):
         place = chance.randrange(6) if in_save else chance.randrange(1, 11)
-
-        def fault(mine: int, number=number, in_save=in_save, rank=rank, place=place) -> None:
-            def act(*_) -> None:
-                os.kill(os.getpid(), number)
-
-            if mine == rank and in_save:
-                InSaves(place, act).install()
-            elif mine == rank:
-                at_iteration(place, act)
-
         work_dir = folder / 'ranks-cut'
         shutil.rmtree(work_dir, ignore_errors=True)
         begun = time.monotonic()
-        team = Team(folder, config, '--work-dir', work_dir, *flags, *options, before=fault)
-        name = f'{signal.Signals(number).name} of process {rank} {"in a save" if in_save else "in a step"}'
+        before = fault_of(rank, number, place, in_save)
+        team = Team(folder, config, '--work-dir', work_dir, *flags, *options, before=before)
+        who = 'both processes' if rank is None else f'process {rank}'
+        name = f'{signal.Signals(number).name} of {who} {"in a save" if in_save else "in a step"}'
         try:
             code = team.wait(PATIENCE_S)
         except TimeoutError:

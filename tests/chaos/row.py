@@ -10,6 +10,7 @@ class Row:
     Args:
         fault: the injected fault.
         must: the required behaviour.
+        least: the share of cases with mmsb that must be good.
     """
 
     fault: str
@@ -19,6 +20,7 @@ class Row:
     stock_cases: int = 0
     stock_good: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    least: float = 1.0
 
     def add(self, good: bool, why: str = '', *, stock: bool) -> None:
         """Count a case; `why` describes what went wrong."""

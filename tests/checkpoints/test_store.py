@@ -9,12 +9,22 @@ import pytest
 import torch
 from chaos.inject import InSaves, die, raising
 
-from mmsb.checkpoints.store import clean_leftovers, find_checkpoint, probe, why_invalid, write_checkpoint
+from mmsb.checkpoints import store
+from mmsb.checkpoints.store import (
+    clean_leftovers,
+    first_valid,
+    list_checkpoints,
+    probe,
+    set_aside,
+    why_invalid,
+    write_checkpoint,
+)
 
 
-def _content(value: int) -> bytes:
+def _content(value: int, run: str | None = None) -> bytes:
     stream = io.BytesIO()
-    torch.save(dict(state_dict=dict(weight=torch.full((1000,), float(value)))), stream)
+    meta = dict(iter=value, epoch=0, run_id=run)
+    torch.save(dict(state_dict=dict(weight=torch.full((1000,), float(value))), meta=meta), stream)
     return stream.getvalue()
 
 
@@ -66,9 +76,10 @@ def test_a_fault_at_any_operation_leaves_a_valid_checkpoint(tmp_path, fault, rep
                 os._exit(error.errno)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
-        found, skipped = find_checkpoint([str(folder)])
+        stored, unreadable = list_checkpoints([str(folder)])
+        found, skipped = first_valid(stored)
         assert found is not None
-        assert skipped == []
+        assert [*unreadable, *skipped] == []
         assert why_invalid(folder / 'iter_1.pth') is None
         clean_leftovers(str(folder))
         there = {path.name for path in folder.iterdir()}
@@ -82,32 +93,50 @@ def test_the_hash_is_that_of_sha256sum(tmp_path):
 
 
 @pytest.mark.parametrize('hashed', [True, False], ids=['with hash', 'of stock mmengine'])
-def test_the_newest_valid_checkpoint_is_taken(tmp_path, hashed):
+def test_the_most_advanced_valid_checkpoint_is_taken(tmp_path, hashed):
     for number in (1, 2, 10):
         write_checkpoint(tmp_path / f'iter_{number}.pth', _content(number))
-        os.utime(tmp_path / f'iter_{number}.pth', (number, number))
-    write_checkpoint(tmp_path / 'best_acc_iter_10.pth', _content(3))
+        os.utime(tmp_path / f'iter_{number}.pth', (100 - number, 100 - number))
+    write_checkpoint(tmp_path / 'iter_99.pth', _content(2))
+    write_checkpoint(tmp_path / 'best_acc_iter_10.pth', _content(11))
     if not hashed:
         for path in tmp_path.glob('*.sha256'):
             path.unlink()
-    assert find_checkpoint([str(tmp_path)]) == (str(tmp_path / 'iter_10.pth'), [])
+    stored, unreadable = list_checkpoints([str(tmp_path)])
+    assert [one.iteration for one in stored] == [10, 2, 2, 1]
+    assert (first_valid(stored), unreadable) == ((str(tmp_path / 'iter_10.pth'), []), [])
     damaged = bytearray(_content(10))
-    damaged[len(damaged) // 2] ^= 1
+    damaged[damaged.index(torch.full((10,), 10.0).numpy().tobytes())] ^= 1
     (tmp_path / 'iter_10.pth').write_bytes(damaged)
-    (tmp_path / 'iter_2.pth').write_bytes(b'')
-    os.utime(tmp_path / 'iter_2.pth', (2, 2))
-    found, skipped = find_checkpoint([str(tmp_path)])
+    for number in (2, 99):
+        (tmp_path / f'iter_{number}.pth').write_bytes(b'')
+    (tmp_path / 'iter_12.pth').symlink_to('nowhere')
+    stored, unreadable = list_checkpoints([str(tmp_path)])
+    found, skipped = first_valid(stored)
     assert found == str(tmp_path / 'iter_1.pth')
-    assert ['damage' in line or 'cannot be read' in line for line in skipped] == [True, True]
+    assert ['damage' in line for line in skipped] == [True]
+    assert sorted(line.split("' ")[0].split('_')[-1] for line in unreadable) == ['12.pth', '2.pth', '99.pth']
 
 
 def test_names_of_a_template_of_ones_own_are_found(tmp_path):
     for number in (1, 2):
-        write_checkpoint(tmp_path / f'{number}-net.pth', _content(number))
-        os.utime(tmp_path / f'{number}-net.pth', (number, number))
-    assert find_checkpoint([str(tmp_path)]) == (None, [])
-    assert find_checkpoint([str(tmp_path)], '{}-net.pth')[0] == str(tmp_path / '2-net.pth')
-    assert find_checkpoint([str(tmp_path)], '{}-net.pth', since_s=3) == (None, [])
+        write_checkpoint(tmp_path / f'{number}-net.pt', _content(number))
+    write_checkpoint(tmp_path / 'best_acc_2-net.pt', _content(2))
+    (tmp_path / 'epoch_3.pth').mkdir()
+    assert list_checkpoints([str(tmp_path)]) == ([], [])
+    assert [one.iteration for one in list_checkpoints([str(tmp_path)], '{}-net.pt')[0]] == [2, 1]
+    assert len(list_checkpoints([str(tmp_path)], '{}-net.pt', best=True)[0]) == 3
+
+
+def test_what_is_set_aside_is_kept_with_its_hash(tmp_path):
+    for content in (1, 2):
+        write_checkpoint(tmp_path / 'iter_1.pth', _content(content))
+        set_aside([str(tmp_path / 'iter_1.pth')])
+    kept = [tmp_path / name / 'iter_1.pth' for name in ('set_aside', 'set_aside_2')]
+    assert [torch.load(path)['meta']['iter'] for path in kept] == [1, 2]
+    assert {why_invalid(path) for path in kept} == {None}
+    assert all(path.with_name('iter_1.pth.sha256').exists() for path in kept)
+    assert list(tmp_path.glob('iter*')) == []
 
 
 def test_a_folder_that_takes_no_checkpoint_is_found_out(tmp_path):
@@ -116,3 +145,11 @@ def test_a_folder_that_takes_no_checkpoint_is_found_out(tmp_path):
     with pytest.raises(OSError, match=r'No space|too large|File too'):
         probe(str(tmp_path), 1 << 55)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_space_can_be_reserved_the_free_space_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, '_reserve', lambda *_: False)
+    monkeypatch.setattr(os, 'posix_fallocate', raising(errno.EIO))
+    probe(str(tmp_path), 1 << 20)
+    with pytest.raises(OSError, match='No space'):
+        probe(str(tmp_path), 1 << 55)

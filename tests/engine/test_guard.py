@@ -3,19 +3,22 @@
 import os
 import signal
 import subprocess
+import traceback
 
 import pytest
 import torch
 from chaos.inject import at_iteration
 from chaos.ranks import Team
 from chaos.victim import amp_on_cpu, differing, train, weights_of, write_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from mmsb.checkpoints.store import find_checkpoint, why_invalid
-from mmsb.engine import GuardHook
+from mmsb.checkpoints.store import list_checkpoints, why_invalid
+from mmsb.engine import EpochBasedTrainLoop, GuardHook, guard
 from mmsb.engine.exact_data import PatientWorker
 
 PATIENCE_S = 120
+NEEDS_SCALER = pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch < 2.3 scales on a GPU only')
 
 
 def _bad_loss(value: float):
@@ -56,9 +59,9 @@ def test_what_is_no_number_stops_before_the_step(arena, spoil, says):
         at_iteration(4, spoil)
         upstream = GuardHook._fail
 
-        def fail(self, runner, text) -> None:
+        def fail(self, runner, *args) -> None:
             torch.save(dict(runner.model.named_parameters()), seen)
-            upstream(self, runner, text)
+            upstream(self, runner, *args)
 
         GuardHook._fail = fail
 
@@ -69,12 +72,12 @@ def test_what_is_no_number_stops_before_the_step(arena, spoil, says):
     assert 'the batch of process 0: indices [' in stopped.said()
     assert '/train/' in stopped.said().split('the batch of process 0')[1]
     assert why_invalid(arena / 'run/iter_4.pth') is None
-    assert find_checkpoint([str(arena / 'run')])[0].endswith('iter_4.pth')
+    assert list_checkpoints([arena / 'run'])[0][0].iteration == 4
     saved, then = weights_of(arena / 'run/iter_4.pth'), torch.load(seen, weights_only=False)
     assert all(torch.equal(saved[name], value) for name, value in then.items())
 
 
-@pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch < 2.3 scales losses on a GPU only')
+@NEEDS_SCALER
 def test_a_loss_scale_that_is_being_found_is_no_failure(arena):
     config = write_config(arena / 'config.py', steps=2, amp=True)
     with config.open('a') as lines:
@@ -185,3 +188,82 @@ def test_a_signal_in_a_validation_stops_both_at_the_same_batch(arena):
     resumed = Team(arena, config, '--work-dir', 'run', '--resume', *options)
     assert resumed.wait(PATIENCE_S) == 0, resumed.said()
     assert differing(weights_of(arena / 'whole/iter_6.pth'), weights_of(arena / 'run/iter_6.pth')) == []
+
+
+class _Late:
+    """Stands for a number on its way from a GPU."""
+
+    def __init__(self, value) -> None:
+        self._value = value.clone()
+
+    def value(self) -> float:
+        return self._value.numpy().item()
+
+
+def test_numbers_of_a_gpu_are_judged_an_iteration_late_but_before_a_save(arena):
+    """The CPU stands for the GPU: what differs is when a number is looked at."""
+
+    def before() -> None:
+        guard._is_on_gpu, guard._Arrival = lambda _: True, _Late
+        at_iteration(4, _bad_gradient(0))
+
+    late = train(arena, write_config(arena / 'late.py', steps=2, interval=100), '--work-dir', 'late', before=before)
+    assert late.code == 65, late.said()
+    last = late.said().splitlines()[-1]
+    assert 'the norm of the gradient is nan at iteration 5 (epoch 1): stopped before the next checkpoint' in last
+    assert 'Epoch(train) [1][6/6]' in late.said()
+    assert 'Epoch(train) [2]' not in late.said()
+    config = write_config(arena / 'save.py', steps=2, interval=1)
+    saving = train(arena, config, '--work-dir', 'save', before=before)
+    assert saving.code == 65, saving.said()
+    assert max(one.iteration for one in list_checkpoints([arena / 'save'])[0]) == 4
+    assert all(bool(value.isfinite().all()) for value in weights_of(arena / 'save/iter_4.pth').values())
+
+
+class _ReadBacks(TorchDispatchMode):
+    """Counts the numbers that the guard reads from tensors: for each, a GPU would be awaited."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            callers = [frame.filename for frame in traceback.extract_stack()[:-1] if '/torch/' not in frame.filename]
+            self.count += callers[-1].endswith('engine/guard.py')
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('late', [True, False])
+@pytest.mark.parametrize('amp', [pytest.param(True, marks=NEEDS_SCALER), False])
+def test_the_guard_reads_nothing_back_from_a_gpu(arena, late, amp):
+    def before() -> None:
+        if amp:
+            amp_on_cpu()
+        if late:
+            guard._is_on_gpu, guard._Arrival = lambda _: True, _Late
+        run = EpochBasedTrainLoop.run_iter
+
+        def counted(self, *args) -> None:
+            with _ReadBacks() as seen:
+                run(self, *args)
+            with open(arena / 'counts', 'a') as file:
+                file.write(f'{seen.count} ')
+
+        EpochBasedTrainLoop.run_iter = counted
+
+    config = write_config(arena / 'config.py', steps=1, interval=100, amp=amp)
+    done = train(arena, config, '--work-dir', 'run', before=before)
+    assert done.code == 0, done.said()
+    counts = (arena / 'counts').read_text().split()
+    assert len(counts) == 6
+    assert set(counts) == {'0' if late else '2'}
+
+
+@pytest.mark.gpu
+def test_arrivals_do_not_synchronize_the_gpu():
+    value = torch.full((), 3.0, device='cuda')
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        arrival = guard._Arrival(value)
+        assert arrival.value() == 3
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

@@ -1,0 +1,264 @@
+"""Build all of a run and take one batch through it before anything is written, to find mistakes in the config.
+
+It uses the runner's own methods, in the order of a run, on objects that are thrown away. Nothing is written,
+downloaded or loaded, and the random generators are as before afterwards.
+"""
+
+import contextlib
+import inspect
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseModel
+from mmengine.registry import LOG_PROCESSORS, METRICS, VISUALIZERS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.utils import ManagerMixin
+from mmengine.visualization import Visualizer
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from mmsb.configs import build_model, drop_warm_starts
+
+from .. import rng
+from ..stops import RunStopped
+from .blame import explained
+from .sections import Section, ignored_key, locate
+from .signatures import Options, near
+from .watch import Watch, check_options, check_section, watch
+
+_LOADER = inspect.signature(DataLoader.__init__).parameters
+LOADER_OPTIONS = Options(  # those that the runner takes out, and PyTorch's
+    {
+        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
+        for key in (*list(_LOADER)[1:], 'num_batch_per_epoch', 'disable_subprocess_warning')
+    },
+    closed=True,
+)
+WRITES = ('out', 'output_dir', 'outfile_prefix', 'out_file_path', 'format_only')  # options of metrics that write files
+
+
+def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Module], None]) -> None:
+    """Rehearse a run.
+
+    Args:
+        cfg: the complete config.
+        loaders: names of the dataloaders that the run uses.
+        check_model: called with the network once it is built.
+
+    Raises:
+        ValueError: a mistake in the config; one line that names the key.
+    """
+    sections = locate(cfg._cfg_dict)
+    sections.work_dir = os.path.abspath(cfg.work_dir)
+    with _untouched(), watch() as seen:
+        rehearsal = Rehearsal(sections, seen)
+        with rehearsal.stage('model'):
+            model = build_model(sections)
+        check_model(model)
+        rehearsal.run(model, loaders)
+
+
+@contextlib.contextmanager
+def _untouched() -> Iterator[None]:
+    """Restore the random generators and mmengine's global objects afterwards, and print nothing meanwhile."""
+    state = rng.get_state()
+    managers = [ManagerMixin, *_subclasses(ManagerMixin)]
+    before = [(manager, dict(manager._instance_dict)) for manager in managers]
+    for manager in managers:
+        if not issubclass(manager, DefaultScope):
+            manager._instance_dict.clear()
+    silence = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for manager in [ManagerMixin, *_subclasses(ManagerMixin)]:
+            manager._instance_dict.clear()
+        for manager, instances in before:
+            manager._instance_dict.update(instances)
+        rng.set_state(state)
+
+
+def _subclasses(kind: type) -> list[type]:
+    return [one for child in kind.__subclasses__() for one in [child, *_subclasses(child)]]
+
+
+class Rehearsal(Runner):
+    """A runner that has nothing to run with but a config: no work dir, no log, no process group.
+
+    Args:
+        cfg: the config, its dicts with their places.
+        seen: what is built by the registries.
+    """
+
+    def __init__(self, cfg: Section, seen: Watch) -> None:
+        self.cfg, self._seen = cfg, seen
+        self._work_dir = self._log_dir = cfg.work_dir
+        self._experiment_name = self._timestamp = 'dry_run'
+        self._launcher, self._distributed, self._rank, self._world_size = 'none', False, 0, 1
+        self._randomness_cfg = cfg.get('randomness') or {}
+        self._seed, self._deterministic = self._randomness_cfg.get('seed'), False
+        self._train_loop = self._val_loop = self._test_loop = None
+        self._hooks, self._has_loaded, self._load_from, self._resume = [], False, None, False
+        self.logger = MMLogger.get_instance('mmengine')
+        self.message_hub = MessageHub.get_instance('dry_run')
+
+    @contextlib.contextmanager
+    def stage(self, key: str) -> Iterator[None]:
+        """Turn a failure in the block, which builds or uses what a key says, into a line that names the place."""
+        self._seen.missed = None
+        try:
+            yield
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except (Exception, SystemExit) as error:  # the config may name any code
+            raise ValueError(explained(error, key, self.cfg, self._seen)) from error
+
+    def run(self, model: nn.Module, loaders: tuple[str, ...]) -> None:
+        """Build all else in the order of the runner, and take a batch of each dataloader through the network."""
+        cfg, self.model = self.cfg, model
+        with self.stage('log_processor'):
+            LOG_PROCESSORS.build(cfg.get('log_processor') or {}, default_args=dict(type='LogProcessor'))
+        with self.stage('visualizer'):
+            self.visualizer = self._visualizer()
+        with self.stage('default_hooks'):
+            self.register_default_hooks(cfg.get('default_hooks'))
+        with self.stage('custom_hooks'):
+            self.register_custom_hooks(cfg.get('custom_hooks') or [])
+        batches = {}
+        if 'train_dataloader' in loaders:
+            batches['train'] = self._prepare_training()
+        for split in ('val', 'test'):
+            if f'{split}_dataloader' in loaders:
+                batches[split] = self._prepare_evaluation(split)
+        unread = ignored_key(cfg)
+        self._use(batches)
+        unread = unread or ignored_key(cfg)
+        if unread:
+            place, meant = unread
+            raise ValueError(f'{place} has no effect: did you mean {meant!r}?')
+
+    def _visualizer(self) -> Visualizer:
+        section = self.cfg.get('visualizer')
+        if section is None:
+            return Visualizer.get_instance('dry_run')
+        section = section.copy()
+        section.setdefault('name', 'dry_run')
+        section.setdefault('save_dir', self._log_dir)
+        return VISUALIZERS.build(section)
+
+    def _prepare_training(self) -> list | None:
+        cfg = self.cfg
+        with self.stage('train_dataloader'):
+            self._train_dataloader, batch = self._loader('train_dataloader')
+        with self.stage('optim_wrapper'):
+            self.optim_wrapper = self.build_optim_wrapper(cfg.optim_wrapper)
+        if batch is None:
+            return None
+        with self.stage('train_cfg'):
+            self._train_loop = self.build_train_loop(cfg.train_cfg)
+        with self.stage('auto_scale_lr'):
+            self.param_schedulers = None
+            self.scale_lr(self.optim_wrapper, cfg.get('auto_scale_lr'))
+        if cfg.get('param_scheduler') is not None:
+            with self.stage('param_scheduler'):
+                self.param_schedulers = self.build_param_scheduler(cfg.param_scheduler)
+        return batch
+
+    def _prepare_evaluation(self, split: str) -> list | None:
+        with self.stage(f'{split}_dataloader'):
+            loader, batch = self._loader(f'{split}_dataloader')
+        with self.stage(f'{split}_evaluator'):
+            evaluator = self._evaluator(f'{split}_evaluator')
+        setattr(self, f'_{split}_dataloader', loader)
+        setattr(self, f'_{split}_evaluator', evaluator)
+        if batch is not None:
+            with self.stage(f'{split}_cfg'):
+                build = getattr(self, f'build_{split}_loop')
+                setattr(self, f'_{split}_loop', build(self.cfg[f'{split}_cfg']))
+        return batch
+
+    def _loader(self, key: str) -> tuple[DataLoader | None, list | None]:
+        """Build a dataloader and its first batch, small; both are None if the run will download the data first."""
+        self._seen.no_download = False
+        try:
+            check_options(self.cfg[key], DataLoader, LOADER_OPTIONS)
+            loader = self.build_dataloader(self.cfg[key], seed=self.seed)
+        except (RuntimeError, OSError, AssertionError):
+            if not self._seen.no_download:
+                raise
+            return None, None
+        loader.num_workers = 0  # some loops start the workers when they are built
+        if isinstance(loader.dataset, IterableDataset):
+            return loader, None
+        count = len(loader.dataset)
+        if not count:
+            raise ValueError('the dataset has no samples')
+        chosen = [count - 1, 0][: loader.batch_size or 1]  # in folders of classes, the last one has the highest label
+        samples = [loader.dataset[i] for i in chosen]
+        return loader, loader.collate_fn(samples)
+
+    def _evaluator(self, key: str) -> Evaluator:
+        """Build an evaluator, but without metrics that write files, of which only the options are checked."""
+        found = self.cfg[key]
+        if isinstance(found, dict) and 'metrics' in found:
+            return self.build_evaluator(found)
+        metrics = found if isinstance(found, (list, tuple)) else [found]
+        silent = [one for one in metrics if not (isinstance(one, dict) and any(dict.get(one, key) for key in WRITES))]
+        for one in metrics:
+            if one not in silent and isinstance(one, Section):
+                check_section(METRICS, one.copy(), self._seen)
+                one.keys()  # count as read
+        return self.build_evaluator(silent)
+
+    def _use(self, batches: dict) -> None:
+        """Take a batch of each split through the network, and the predictions through the metrics."""
+        model = self.model
+        if not isinstance(model, BaseModel):
+            return
+        with self.stage('model'):
+            _start(model)
+            model.to(get_device())
+        if batches.get('train') is not None and type(model).train_step is BaseModel.train_step:
+            with self.stage('model'), torch.no_grad(), self.optim_wrapper.optim_context(model):
+                model.train()
+                data = model.data_preprocessor(batches['train'], True)
+                model.parse_losses(model._run_forward(data, mode='loss'))
+        for split in ('val', 'test'):
+            if batches.get(split) is not None:
+                self._evaluate(split, batches[split])
+
+    def _evaluate(self, split: str, batch) -> None:
+        with self.stage('model'), torch.no_grad():
+            self.model.eval()
+            predictions = getattr(self.model, f'{split}_step')(batch)
+        evaluator = getattr(self, f'{split}_loop').evaluator
+        with self.stage(f'{split}_evaluator'):
+            evaluator.process(data_samples=predictions, data_batch=batch)
+            names = evaluator.evaluate(len(predictions))
+        best = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        for name in [best.get('save_best')] if isinstance(best.get('save_best'), str) else best.get('save_best') or []:
+            meant = near(name, names)
+            if split == 'val' and name != 'auto' and name not in names and meant:
+                raise ValueError(f'default_hooks.checkpoint.save_best: no metric {name!r}; did you mean {meant!r}?')
+
+
+def _start(model: nn.Module) -> None:
+    """Initialise a network as a run does, but without the weights of other files."""
+    for module in model.modules():
+        if getattr(module, 'init_cfg', None) is not None:
+            holder = dict(init_cfg=module.init_cfg)
+            drop_warm_starts(holder)
+            module.init_cfg = holder['init_cfg']
+        if getattr(module, 'pretrained_cfg', None) is not None:
+            module.pretrained_cfg = None
+    if hasattr(model, 'init_weights'):
+        model.init_weights()

@@ -1,0 +1,204 @@
+"""Decides where a training starts: at a checkpoint of its work dir, at a given one, or at the beginning.
+
+A run has an identity, `run_id`: random, born when it starts at its beginning, kept by every resume. It stands in the
+run's checkpoints and in the lock of the work dir.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+from mmsb.checkpoints.load import load_checkpoint, require_file
+from mmsb.checkpoints.store import POINTER, Stored, first_valid, list_checkpoints, probe, set_aside, why_invalid
+from mmsb.options import one_line
+
+from .lock import WorkDirLock
+from .processes import first_process_decides, is_restart, rank_in_environment
+from .safety import filename_template, output_folders
+from .stops import EXIT_NOT_SAVED, RunStopped
+
+LAUNCH = 'MMSB_LAUNCH'  # environment: what launch.sh calls a start, with its restarts
+
+
+@dataclass
+class Start:
+    """Where a training starts.
+
+    Args:
+        path: the checkpoint to resume from, or None.
+        run: identity of the run; None if it was begun by stock MMEngine or mmsb 0.1.
+    """
+
+    path: str | None
+    run: str | None
+
+
+class WorkDir:
+    """The work dir of a training: what it holds, and who may write to it. Only the first process does anything.
+
+    Use it as a context around the training, after `decide`.
+
+    Args:
+        cfg: the complete config.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self._cfg, self._lock = cfg, WorkDirLock(cfg.work_dir)
+        self.start = Start(None, None)
+
+    def decide(self, resume: str | None) -> None:
+        """Decide where the training starts, and write it into the config.
+
+        A process that torchrun has restarted goes on with its own run, whatever `resume` says. In a distributed run,
+        the first process decides.
+
+        Args:
+            resume: 'auto' for the most advanced valid checkpoint of the work dir's run, if any; a path; None for what
+                the config says.
+
+        Raises:
+            FileNotFoundError: the given checkpoint does not exist.
+            ValueError: another training writes to the work dir; the given checkpoint is not valid; or there are
+                checkpoints, and none can be taken.
+        """
+        cfg = self._cfg
+        if resume is None and cfg.get('resume'):
+            resume = cfg.get('load_from') or 'auto'
+        if resume is not None or is_restart():
+            self.start = first_process_decides(cfg, lambda: self._decide(resume))
+        cfg.resume = self.start.path is not None
+        if cfg.resume:
+            cfg.load_from = self.start.path
+
+    def _decide(self, resume: str | None) -> Start:
+        self._lock.take()
+        found = self._find(own=resume != 'auto') if resume == 'auto' or is_restart() else None
+        path = found or (None if resume == 'auto' else resume)
+        if path is None:
+            return Start(None, None)
+        if not found:
+            reason = why_invalid(path)
+            if reason:
+                require_file(path)
+                raise ValueError(f'checkpoint {path!r} {reason}')
+        return Start(path, _run_of(path))
+
+    def _find(self, *, own: bool) -> str | None:
+        """Find the checkpoint to go on from; with `own`, only one of the run that this launch has started."""
+        record = self._lock.record
+        if own and os.environ.get(LAUNCH) and record.get('launch') != os.environ[LAUNCH]:
+            return None
+        cfg = self._cfg
+        said = _pointed_at(cfg.work_dir)
+        if '://' in said:  # in a remote store, and of the only run that is known to be there
+            return said
+        stored, skipped = list_checkpoints(output_folders(cfg), filename_template(cfg))
+        run = record['run'] if 'run' in record else self._only_run(stored)
+        path, damaged = first_valid([one for one in stored if one.run == run])
+        skipped += damaged
+        for line in skipped:
+            print(f'skipped {line}', flush=True)
+        if path:
+            print(f'resuming from {path!r}', flush=True)
+        elif skipped:
+            raise ValueError(
+                f'none of the {len(skipped)} checkpoints in {cfg.work_dir!r} is valid: {skipped[0]}; '
+                'to start a new run, use another --work-dir'
+            )
+        elif stored and not own:
+            raise ValueError(
+                f'the checkpoints in {cfg.work_dir!r} belong to another run than the last one there: resume from one '
+                f'of them with --resume {stored[0].path}, or start a new run in another --work-dir'
+            )
+        return path
+
+    def _only_run(self, stored: list[Stored]) -> str | None:
+        """Return the run of the checkpoints in a folder without a record, which an older version has left."""
+        runs = list(dict.fromkeys(one.run for one in stored))
+        if len(runs) > 1:
+            raise ValueError(
+                f'the checkpoints in {self._cfg.work_dir!r} belong to {len(runs)} runs: resume from one of them with '
+                f'--resume PATH, for example {stored[0].path}'
+            )
+        return runs[0] if runs else None
+
+    def __enter__(self) -> Start:
+        """Take the work dir, describe the run in it, and set aside the checkpoints that don't lead to its start."""
+        if self.start.path is None:
+            self.start = Start(None, secrets.token_hex(8))
+        if rank_in_environment() == 0:
+            cfg = self._cfg
+            try:
+                probe(cfg.work_dir, 0)
+                self._lock.take(create=True)
+                self._lock.begin(self.start.run, os.environ.get(LAUNCH))
+                for path in set_aside(self._strangers()):
+                    print(f'set aside: {path}', flush=True)
+            except OSError as error:
+                raise RunStopped(f'work_dir {cfg.work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
+        return self.start
+
+    def __exit__(self, *_) -> None:
+        if rank_in_environment() == 0:
+            try:
+                self._lock.end()
+            except OSError as error:  # another host will wait for a sign of life
+                print(f'the lock of {self._cfg.work_dir!r} could not be released: {one_line(error)}', flush=True)
+
+    def _strangers(self) -> list[str]:
+        """List the checkpoints in the output folders of other runs and of another future of this run.
+
+        A file that the config names is not listed: the training starts from it.
+        """
+        cfg, start = self._cfg, self.start
+        stored, _ = list_checkpoints(output_folders(cfg), filename_template(cfg), best=True)
+        done = int(load_checkpoint(start.path, keep=True)['meta']['iter']) if start.path else 0
+        strange = [one.path for one in stored if one.run != start.run or one.iteration > done]
+        named = {os.path.realpath(text) for text in _texts(cfg.to_dict())} if strange else set()
+        return [path for path in strange if os.path.realpath(path) not in named]
+
+
+def _texts(node) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, (dict, list, tuple)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _texts(child)
+
+
+def _pointed_at(work_dir: str) -> str:
+    try:
+        with open(os.path.join(work_dir, POINTER), errors='replace') as file:
+            return file.read().strip()
+    except OSError:
+        return ''
+
+
+def _run_of(path: str) -> str | None:
+    """Return the run that wrote a checkpoint.
+
+    Raises:
+        ValueError: it is no checkpoint of a training.
+    """
+    checkpoint = load_checkpoint(path, keep=True)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if not isinstance(meta, dict) or not {'iter', 'epoch'} <= {*meta}:
+        raise ValueError(f'checkpoint {path!r} can only be loaded, not resumed from: it has no iteration and epoch')
+    return str(meta['run_id']) if meta.get('run_id') else None
+
+
+def decide_as_stock(cfg: Config, resume: str | None) -> None:
+    """Write into a config the checkpoint that MMEngine would resume from, unvalidated; see `WorkDir.decide`."""
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    found = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' or is_restart() else None
+    if found and not os.path.exists(found) and '://' not in found:  # mmsb's pointer is relative to the work dir
+        found = os.path.join(cfg.work_dir, found)
+    path = found or (None if resume == 'auto' else resume)
+    cfg.resume = path is not None
+    if cfg.resume:
+        cfg.load_from = path

@@ -1,0 +1,96 @@
+"""Lets no writer but that of checkpoints end a training: what can't be logged is counted, and reported once.
+
+Covers the log file and the console, the backends of the visualizer (scalars.json, TensorBoard, ...), and metrics that
+write files to compute their result.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.visualization import Visualizer
+
+from mmsb.options import one_line
+
+_BACKEND_METHODS = ('add_config', 'add_graph', 'add_image', 'add_scalar', 'add_scalars')
+
+
+class Lost:
+    """Counts what a run could not write."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._handlers: set[logging.Handler] = set()
+
+    def guard_logger(self, logger: MMLogger) -> None:
+        """Count the lines that the handlers of a logger can't write, instead of printing a traceback for each."""
+        for handler in logger.handlers:
+            handler.handleError = functools.partial(self._lose_line, handler, handler.handleError)
+
+    def guard_visualizer(self, visualizer: Visualizer) -> None:
+        """Count what the backends of a visualizer can't write; a line of scalars is written whole or not at all."""
+        for backend in getattr(visualizer, '_vis_backends', {}).values():
+            for name in _BACKEND_METHODS:
+                setattr(backend, name, self._tolerant(getattr(backend, name), backend))
+
+    def guard_metrics(self, evaluator: Evaluator) -> None:
+        """Let metrics that can't write their files give no result; only the first process computes one."""
+        for metric in evaluator.metrics:
+            metric.compute_metrics = self._tolerant(metric.compute_metrics, metric, otherwise={})
+
+    def report(self) -> None:
+        """Report how much was lost; to be called at the end of the run, since it also gives up the unwritten rest."""
+        if not self.count:
+            return
+        for handler in self._handlers:
+            self._give_up(handler)
+        _say(f'{self.count} log entries or results of metrics could not be written')
+
+    def _lose_line(self, handler: logging.Handler, otherwise: Callable, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._handlers.add(handler)
+            self._note('the log', error)
+        else:
+            otherwise(record)
+
+    def _tolerant(self, function: Callable, owner, *, otherwise=None) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            scalars = getattr(owner, '_scalar_save_file', None)
+            before = os.path.getsize(scalars) if scalars and os.path.exists(scalars) else 0
+            try:
+                return function(*args, **kwargs)
+            except OSError as error:
+                if before:
+                    with contextlib.suppress(OSError):
+                        os.truncate(scalars, before)
+                self._note(f'what {type(owner).__name__} writes', error)
+                return otherwise
+
+        return call
+
+    def _note(self, what: str, error: OSError) -> None:
+        self.count += 1
+        if self.count == 1:
+            _say(f'{what} could not be written: {one_line(error)}; the run goes on')
+
+    @staticmethod
+    def _give_up(handler: logging.Handler) -> None:
+        """Discard what a handler still has to write, or Python would try again when it ends, with a traceback."""
+        try:
+            handler.flush()
+        except OSError:
+            empty = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(empty, handler.stream.fileno())
+            os.close(empty)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the console may be a file on the same disk
+        print(text, file=sys.stderr, flush=True)
