@@ -141,7 +141,7 @@ def check_device(cfg: Config) -> None:
     """
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == FP16 and get_device() == 'cpu':
-        raise ValueError(f'{FP16} needs a GPU, and none is visible: on a CPU use --amp bf16')
+        raise ValueError('AmpOptimWrapper needs a GPU, and none is visible: on a CPU use --amp bf16')
     if cfg.get('compile_parts'):
         fresh = random.random()  # a constant of the code, so that no cache of compiled code answers
         try:
