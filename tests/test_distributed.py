@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsb.checkpoints.load import load_state_dict
+
 CONFIG = """
 _base_ = '{digits}'
 custom_imports = dict(imports=['rank_losses'])
@@ -152,6 +154,20 @@ def test_slurm_without_gpus_trains_as_torchrun_does(work_dirs, folder, environme
         for path in (work_dirs[2], folder / 'slurm-run')
     )
     assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+def test_fast_options_train_two_processes_like_one(folder, environment, run_tool):
+    """In fp32, so that only the order of sums differs."""
+    options = ('--cfg-options', 'channels_last=True', 'optim_wrapper.optimizer.fused=True')
+    runs = {1: ('train.py', 'config.py', *options, 'train_dataloader.batch_size=16'),
+            2: ('dist_train.sh', 'config.py', 2, *options, 'train_dataloader.batch_size=8')}  # fmt: skip
+    for count, (tool, *args) in runs.items():
+        done = run_tool(tool, *args, f'work_dir={folder / f"fast{count}"}', cwd=folder, **environment)
+        assert done.returncode == 0, done.stderr
+        assert 'strides' not in done.stderr  # of DDP's buckets and the gradients
+    one, two = (load_state_dict(folder / f'fast{count}/epoch_2.pth') for count in (1, 2))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_testing_with_two_processes_gives_the_same_accuracy(work_dirs, folder, environment, run_tool):

@@ -143,7 +143,7 @@ BAD_INPUT = {
         [DIGITS, '--cfg-options', *WARM_START, 'model.backbone.init_cfg.checkpoint=nothing.pth'],
         "checkpoint 'nothing.pth' does not exist",
     ),
-    'mixed precision without a GPU': ([DIGITS, '--amp'], '--amp needs a GPU'),
+    'fp16 without a GPU': ([DIGITS, '--amp', 'fp16'], 'AmpOptimWrapper needs a GPU'),
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@
 
 import argparse
 import inspect
+import random
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.channels_last or args.fast:
         cfg.channels_last = True
     if args.compile or (args.fast and on_gpu):
-        cfg.compile_parts = [name for name in ('backbone', 'neck') if cfg.model.get(name)]
+        cfg.compile_parts = [name for name in ('backbone', 'neck') if cfg.model.get(name) is not None]
         cfg.compile_dynamic = cfg.get('default_scope') == 'mmdet'
     if args.fast:
         _fuse(cfg)
@@ -140,9 +141,11 @@ def check_device(cfg: Config) -> None:
     """
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == FP16 and get_device() == 'cpu':
-        raise ValueError(f'{FP16} needs a GPU, and none is visible: on a CPU use --amp bf16')
+        raise ValueError('AmpOptimWrapper needs a GPU, and none is visible: on a CPU use --amp bf16')
     if cfg.get('compile_parts'):
+        fresh = random.random()  # a constant of the code, so that no cache of compiled code answers
         try:
-            torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=get_device()))
+            torch.compile(lambda x: x.sin() + fresh)(torch.zeros(8, device=get_device()))
         except Exception as error:  # of the compiler, of which PyTorch has many
-            raise ValueError(f'compile_parts (--compile) needs a working compiler: {one_line(error)[:200]}') from error
+            reason = one_line(error).partition(' Set TORCHDYNAMO')[0]
+            raise ValueError(f'compile_parts (--compile) needs a working compiler: {reason}') from error

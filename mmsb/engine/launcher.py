@@ -136,10 +136,12 @@ def _add_defaults(cfg: Config) -> None:
     if logger and is_stock(logger.get('type'), 'LoggerHook'):
         logger.type = 'mmsb.LoggerHook'
     fast.add_hook(cfg)
-    if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers
+    if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers, and keep these
         for loader in DATALOADERS:
             if cfg.get(loader):
                 cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
+                cfg[loader].setdefault('persistent_workers', bool(cfg[loader].get('num_workers')))
+                cfg[loader].setdefault('pin_memory', torch.cuda.is_available())
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         cfg.setdefault('env_cfg', ConfigDict())
         cfg.env_cfg.dist_cfg = {**(cfg.env_cfg.get('dist_cfg') or {}), 'backend': 'gloo'}

@@ -27,6 +27,8 @@ class SpeedHook(Hook):
         if runner.cfg.get('channels_last'):
             model.to(memory_format=torch.channels_last)
             model.data_preprocessor.register_forward_hook(_to_channels_last)
+            if is_model_wrapper(runner.model):  # DDP of another format than its weights mixes up their first gradients
+                runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
         for optimizer in _optimizers(runner):
             _restore(optimizer)
         for name in runner.cfg.get('compile_parts') or ():
