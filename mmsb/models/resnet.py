@@ -209,17 +209,17 @@ class SBResNet(BaseModule):
         return build_norm_layer(self.norm_cfg, channels)[1]
 
     def _make_stem(self, in_channels: int, channels: int, deep: bool) -> int:
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        if not deep:
+        if deep:
+            layers: list[nn.Module] = []
+            for width, stride in ((channels // 2, 2), (channels // 2, 1), (channels, 1)):
+                layers += [self._conv(in_channels, width, 3, stride), self._norm(width), nn.ReLU(inplace=True)]
+                in_channels = width
+            self.stem = nn.Sequential(*layers)
+        else:
             self.conv1 = self._conv(in_channels, channels, 7, stride=2)
             self.bn1 = self._norm(channels)
-            return channels
-        layers: list[nn.Module] = []
-        for width, stride in ((channels // 2, 2), (channels // 2, 1), (channels, 1)):
-            layers += [self._conv(in_channels, width, 3, stride), self._norm(width), nn.ReLU(inplace=True)]
-            in_channels = width
-        self.stem = nn.Sequential(*layers)
+        self.relu = nn.ReLU(inplace=True)  # the children are in the order of the data, which timm's features_only needs
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         return channels
 
     def _make_stage(

@@ -198,10 +198,14 @@ def load_head(model: nn.Module, path: str) -> None:
     Raises:
         ValueError: if the head is not in the checkpoint or has another shape.
     """
-    theirs = load_state_dict(path)
-    head = {key.removeprefix('head.'): value for key, value in theirs.items() if _HEAD.match(key)}
+    head = split_head(load_state_dict(path))
     check_fit(path, model.head.state_dict(), head)
     model.head.load_state_dict(head)
+
+
+def split_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a linear head, as `fc.weight` and `fc.bias`."""
+    return {key.removeprefix('head.'): value for key, value in state.items() if _HEAD.match(key)}
 
 
 def _names(keys: list[str]) -> str:
