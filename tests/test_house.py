@@ -10,7 +10,7 @@ ROOMS = [  # from top to bottom; those of one line do not know each other
     ('engine', 'analysis', 'evaluation'),
     ('export',),
     ('exported',),
-    ('configs',),
+    ('configs', 'timm_registry'),
     ('models', 'datasets'),
     ('checkpoints',),
     ('ops',),

@@ -1,4 +1,4 @@
-"""The residual block: 1x1, norm, act, 3x3, norm, act, 1x1, norm, plus the shortcut, act; and slots beside them.
+"""The bottleneck: 1x1, norm, act, 3x3, norm, act, 1x1, norm, plus the shortcut, act; and slots beside them.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", with torchvision's names.
 
@@ -13,7 +13,7 @@ Shapes: B batch, C_in, M (the width of the 3x3 convolution) and C_out channels, 
 behind conv1, H2 x W2 behind conv2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -32,98 +32,59 @@ BIAS_PARTS = ('spatial_bias', 'bias_norm', 'bias_conv')
 BIAS_OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'position', 'fusion', 'pool', 'mix')
 
 
-class Bottleneck(BaseModule):
-    """One residual block, with slots.
+class ResidualBlock(BaseModule):
+    """What residual blocks share: spatial bias, plugins, checkpointing. A subclass wires the convolutions.
 
     The weights that read the bias maps are stored apart (`bias_norm`, `bias_conv`): a batch norm and a ReLU act per
     channel and a convolution is linear in its input channels, so every other weight keeps torchvision's name and shape.
-
-    Args:
-        in_channels: C_in.
-        channels: the base width C.
-        expansion: C_out / C.
-        stride: of the 3x3 convolution ('pytorch' style) or the first 1x1 ('caffe').
-        dilation: of the 3x3 convolution.
-        groups: of the 3x3 convolution.
-        width: M; None: C.
-        downsample: module of the shortcut, or None for the identity.
-        style: 'pytorch' or 'caffe', see stride.
-        spatial_bias: options of SpatialBias and `position` ('conv2' or 'conv1': the convolution that it accompanies)
-            and `fusion` ('concat', or 'add': the sum of the N maps is added to every channel). None: no bias.
-        conv2: dict with the type of a layer that replaces the 3x3 convolution, built with its arguments. None: none.
-        plugins: dicts with `cfg` and `position`, as in the libraries' ResNets.
-        conv_cfg: type of the convolutions.
-        norm_cfg: type of the norms; None: batch norm.
-        with_cp: recompute activations in the backward pass to save memory.
-        drop_path_rate: share of samples whose residual branch is dropped in training.
-
-    Raises:
-        ValueError: for an unknown option, style or position.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        expansion: int = 4,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        width: int | None = None,
-        downsample: nn.Module | None = None,
-        style: str = 'pytorch',
-        spatial_bias: Mapping | None = None,
-        conv2: Mapping | None = None,
-        plugins: Sequence[Mapping] = (),
-        conv_cfg: dict | None = None,
-        norm_cfg: dict | None = None,
-        with_cp: bool = False,
-        drop_path_rate: float = 0.0,
-        init_cfg: dict | list | None = None,
-    ):
-        super().__init__(init_cfg)
-        choose('style', style, ('pytorch', 'caffe'))
-        check_conv2(conv2)
-        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
-        width = channels if width is None else width
-        out_channels = channels * expansion
-        stride1, stride2 = (1, stride) if style == 'pytorch' else (stride, 1)
-        geometry2 = dict(kernel_size=3, stride=stride2, padding=dilation, dilation=dilation, bias=False)
-        conv2_cfg = conv_cfg if conv2 is None else conv2
+    expansion: int  # the default
+    convs: tuple[str, ...]  # in the order of the data; each but the first can read the maps beside the one before it
 
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, stride=stride1, bias=False)
-        self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        self.conv2 = build_conv_layer(conv2_cfg, width, width, groups=groups, **geometry2)
-        self.bn2 = build_norm_layer(norm_cfg, width)[1]
-        self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
-        self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
+    def _add_slots(
+        self,
+        widths: Sequence[int],
+        geometries: Sequence[dict],
+        *,
+        positions: Sequence[str],
+        spatial_bias: Mapping | None,
+        plugins: Sequence[Mapping],
+        norm_cfg: dict,
+        with_cp: bool,
+        drop_path_rate: float,
+    ) -> None:
+        """Add what lies beside and between the convolutions.
+
+        Args:
+            widths: channels at the input and behind each convolution.
+            geometries: arguments of each convolution.
+            positions: the convolutions that spatial bias may accompany; the last of them is the default.
+        """
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.with_cp = with_cp
-
         self.bias_position = self.bias_fusion = self.bias_conv = None
         if spatial_bias is not None:
-            check_spatial_bias(spatial_bias, conv2)
+            check_spatial_bias(spatial_bias, positions)
             options = dict(spatial_bias)
-            self.bias_position, self.bias_fusion = options.pop('position', 'conv2'), options.pop('fusion', 'concat')
-            beside_conv1 = self.bias_position == 'conv1'
-            self.spatial_bias = SpatialBias(in_channels if beside_conv1 else width, norm_cfg=norm_cfg, **options)
-            if self.bias_fusion == 'concat':
+            self.bias_position = options.pop('position', positions[-1])
+            self.bias_fusion = options.pop('fusion', 'concat')
+            beside = self.convs.index(self.bias_position)
+            self.spatial_bias = SpatialBias(widths[beside], norm_cfg=norm_cfg, **options)
+            if self.bias_fusion == 'concat':  # read as the next convolution reads its input
                 num_maps = self.spatial_bias.num_maps
                 self.bias_norm = build_norm_layer(norm_for_maps(norm_cfg, num_maps), num_maps)[1]
-                if beside_conv1:  # read as conv2 reads its input
-                    padding_mode = getattr(self.conv2, 'padding_mode', 'zeros')
-                    self.bias_conv = nn.Conv2d(num_maps, width, **geometry2, padding_mode=padding_mode)
-                else:
-                    self.bias_conv = nn.Conv2d(num_maps, out_channels, 1, bias=False)
+                padding_mode = getattr(getattr(self, self.convs[beside + 1]), 'padding_mode', 'zeros')
+                geometry = dict(geometries[beside + 1], padding_mode=padding_mode)
+                self.bias_conv = nn.Conv2d(num_maps, widths[beside + 2], **geometry)
 
-        self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
+        after = {f'after_{conv}': width for conv, width in zip(self.convs, widths[1:], strict=True)}
+        channels = dict(after, after_block=widths[-1])
+        self.plugin_names: dict[str, list[str]] = {position: [] for position in channels}
         for plugin in plugins:
-            check_plugin(plugin)
-            channels_there = width if plugin['position'] in ('after_conv1', 'after_conv2') else out_channels
-            self._add_plugin(plugin['position'], dict(plugin['cfg']), channels_there)
+            check_plugin(plugin, channels)
+            self._add_plugin(plugin['position'], dict(plugin['cfg']), channels[plugin['position']])
 
     def _add_plugin(self, position: str, cfg: dict, in_channels: int) -> None:
         name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=cfg.pop('postfix', ''))
@@ -131,6 +92,11 @@ class Bottleneck(BaseModule):
             raise ValueError(f'two plugins of one block are named {name!r}: give one of them a postfix')
         self.add_module(name, layer)
         self.plugin_names[position].append(name)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm behind the last convolution."""
+        return getattr(self, self.convs[-1].replace('conv', 'bn'))
 
     def added_parts(self) -> dict[str, nn.Module]:
         """Return by name what a plain ResNet's block lacks: spatial bias, plugins, offsets of a deformable conv2."""
@@ -169,21 +135,6 @@ class Bottleneck(BaseModule):
             out = self._residual_sum(x)
         return self.refine('after_block', self.relu(out))
 
-    def _residual_sum(self, x: Tensor) -> Tensor:
-        y = self.conv1(x)  # (B, M, H1, W1)
-        y, maps = self.make_maps('conv1', x, y)  # maps: (B, N, H1, W1) or None
-        y = self.refine('after_conv1', self.relu(self.bn1(y)))
-
-        z = self.conv_with_maps(self.conv2, y, maps)  # (B, M, H2, W2)
-        z, maps = self.make_maps('conv2', y, z)  # maps: (B, N, H2, W2) or None
-        z = self.refine('after_conv2', self.relu(self.bn2(z)))
-
-        out = self.conv_with_maps(self.conv3, z, maps)  # (B, C_out, H2, W2)
-        out = self.refine('after_conv3', self.bn3(out))
-
-        shortcut = x if self.downsample is None else self.downsample(x)  # (B, C_out, H2, W2)
-        return shortcut + self.drop_path(out)
-
     def make_maps(self, beside: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute the bias maps of `x`, if they belong beside the convolution that made `y` of it.
 
@@ -215,6 +166,103 @@ class Bottleneck(BaseModule):
         return x
 
 
+class Bottleneck(ResidualBlock):
+    """One residual block of three convolutions, with slots.
+
+    Args:
+        in_channels: C_in.
+        channels: the base width C.
+        expansion: C_out / C.
+        stride: of the 3x3 convolution ('pytorch' style) or the first 1x1 ('caffe').
+        dilation: of the 3x3 convolution.
+        groups: of the 3x3 convolution.
+        width: M; None: C.
+        downsample: module of the shortcut, or None for the identity.
+        style: 'pytorch' or 'caffe', see stride.
+        spatial_bias: options of SpatialBias and `position` ('conv2' or 'conv1': the convolution that it accompanies)
+            and `fusion` ('concat', or 'add': the sum of the N maps is added to every channel). None: no bias.
+        conv2: dict with the type of a layer that replaces the 3x3 convolution, built with its arguments. None: none.
+        plugins: dicts with `cfg` and `position`, as in the libraries' ResNets.
+        conv_cfg: type of the convolutions.
+        norm_cfg: type of the norms; None: batch norm.
+        with_cp: recompute activations in the backward pass to save memory.
+        drop_path_rate: share of samples whose residual branch is dropped in training.
+
+    Raises:
+        ValueError: for an unknown option, style or position.
+    """
+
+    expansion = 4
+    convs = ('conv1', 'conv2', 'conv3')
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        expansion: int = expansion,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        width: int | None = None,
+        downsample: nn.Module | None = None,
+        style: str = 'pytorch',
+        spatial_bias: Mapping | None = None,
+        conv2: Mapping | None = None,
+        plugins: Sequence[Mapping] = (),
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: dict | list | None = None,
+    ):
+        super().__init__(init_cfg)
+        choose('style', style, ('pytorch', 'caffe'))
+        check_conv2(conv2)
+        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+        width = channels if width is None else width
+        out_channels = channels * expansion
+        stride1, stride2 = (1, stride) if style == 'pytorch' else (stride, 1)
+        geometry1 = dict(kernel_size=1, stride=stride1, bias=False)
+        geometry2 = dict(kernel_size=3, stride=stride2, padding=dilation, dilation=dilation, bias=False)
+        geometry3 = dict(kernel_size=1, bias=False)
+        conv2_cfg = conv_cfg if conv2 is None else conv2
+
+        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, **geometry1)
+        self.bn1 = build_norm_layer(norm_cfg, width)[1]
+        self.conv2 = build_conv_layer(conv2_cfg, width, width, groups=groups, **geometry2)
+        self.bn2 = build_norm_layer(norm_cfg, width)[1]
+        self.conv3 = build_conv_layer(conv_cfg, width, out_channels, **geometry3)
+        self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
+        self.downsample = downsample
+        self._add_slots(
+            (in_channels, width, width, out_channels),
+            (geometry1, geometry2, geometry3),
+            # beside conv1 they are read by conv2, and only a plain convolution can
+            positions=('conv1', 'conv2') if conv2 is None else ('conv2',),
+            spatial_bias=spatial_bias,
+            plugins=plugins,
+            norm_cfg=norm_cfg,
+            with_cp=with_cp,
+            drop_path_rate=drop_path_rate,
+        )
+
+    def _residual_sum(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)  # (B, M, H1, W1)
+        y, maps = self.make_maps('conv1', x, y)  # maps: (B, N, H1, W1) or None
+        y = self.refine('after_conv1', self.relu(self.bn1(y)))
+
+        z = self.conv_with_maps(self.conv2, y, maps)  # (B, M, H2, W2)
+        z, maps = self.make_maps('conv2', y, z)  # maps: (B, N, H2, W2) or None
+        z = self.refine('after_conv2', self.relu(self.bn2(z)))
+
+        out = self.conv_with_maps(self.conv3, z, maps)  # (B, C_out, H2, W2)
+        out = self.refine('after_conv3', self.bn3(out))
+
+        shortcut = x if self.downsample is None else self.downsample(x)  # (B, C_out, H2, W2)
+        return shortcut + self.drop_path(out)
+
+
 def _is_compiling() -> bool:
     compiler = torch.compiler if hasattr(torch.compiler, 'is_compiling') else torch._dynamo  # torch < 2.3
     return compiler.is_compiling()
@@ -242,19 +290,17 @@ def check_conv2(conv2: Mapping | None) -> None:
         raise ValueError(f'conv2 must be a dict with a type, or None for the 3x3 convolution, got {conv2!r}')
 
 
-def check_spatial_bias(options: Mapping, conv2: Mapping | None = None) -> None:
+def check_spatial_bias(options: Mapping, positions: Sequence[str] = ('conv1', 'conv2')) -> None:
     """Check the options of spatial bias that are not SpatialBias's own."""
     if not isinstance(options, Mapping):
         raise ValueError(f'spatial_bias must be a dict of options, or None for none, got {options!r}')
     check_keys('spatial_bias', options, BIAS_OPTIONS)
-    position = choose('spatial_bias.position', options.get('position', 'conv2'), ('conv1', 'conv2'))
+    choose('spatial_bias.position', options.get('position', positions[-1]), positions)
     choose('spatial_bias.fusion', options.get('fusion', 'concat'), ('concat', 'add'))
-    if conv2 is not None:  # conv2 reads the maps beside conv1, and only a plain convolution can
-        choose('spatial_bias.position with a conv2 of another type', position, ('conv2',))
 
 
-def check_plugin(plugin: Mapping) -> None:
+def check_plugin(plugin: Mapping, positions: Iterable[str] = PLUGIN_POSITIONS) -> None:
     """Check that a plugin has a position and a config."""
-    choose('position of a plugin', plugin.get('position'), PLUGIN_POSITIONS)
+    choose('position of a plugin', plugin.get('position'), positions)
     if 'cfg' not in plugin:
         raise ValueError(f'a plugin needs a cfg: dict(cfg=dict(type=...), position=...), got {plugin!r}')

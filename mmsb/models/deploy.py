@@ -17,14 +17,13 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models.bottleneck import Bottleneck
+from mmsb.models.bottleneck import ResidualBlock
 from mmsb.models.spatial_bias import Reduction, SpatialBias, check_not_folded, is_plain
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d, Conv2dAdaptivePadding)
 TRANSPOSED_CONVS = (nn.ConvTranspose2d, wrappers.ConvTranspose2d)
 DEFORMABLE = 'ModulatedDeformConv2dPack'  # by name: mmcv.ops needs compiled operations. DCNv1 has no bias to fold into
 NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-BLOCK_PAIRS = (('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'))
 
 
 class Affine(nn.Module):
@@ -64,7 +63,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
         raise ValueError('switch_to_deploy needs a network in evaluation mode, and this one trains: call eval() first')
     modules = list(model.modules())
     for block in modules:
-        if isinstance(block, Bottleneck):
+        if isinstance(block, ResidualBlock):
             _merge_bias(block)
     owners = Counter(id(child) for module in modules for child in module.children())
     for module in modules:
@@ -72,7 +71,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
             convs = [module.get_submodule(conv_name)]
             norm = module.get_submodule(norm_name)
             if _is_foldable(convs[0]) and owners[id(convs[0])] == 1 and _is_batch_norm(norm):
-                if isinstance(module, Bottleneck) and conv_name == _summed(module):
+                if isinstance(module, ResidualBlock) and conv_name == _summed(module):
                     convs.append(module.bias_conv)
                 _fold(convs, norm)
                 module.add_module(norm_name, nn.Identity())
@@ -86,7 +85,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     return model
 
 
-def _merge_bias(block: Bottleneck) -> None:
+def _merge_bias(block: ResidualBlock) -> None:
     """Prepare a block for the folding of its norms.
 
     The convolution that reads the maps takes the weights of `bias_conv`, if it is a plain one. With fusion 'add' the
@@ -124,18 +123,19 @@ def _as_matrix(bias: SpatialBias, norm: _BatchNorm) -> nn.Linear:
     return linear
 
 
-def _summed(block: Bottleneck) -> str | None:
+def _summed(block: ResidualBlock) -> str | None:
     """Return the name of the convolution to whose output that of `bias_conv` is added."""
-    reader = 'conv2' if block.bias_position == 'conv1' else 'conv3'
-    beside = block.bias_position if block.bias_fusion == 'add' else reader
-    return None if block.bias_conv is None else beside
+    if block.bias_conv is None:
+        return None
+    beside = block.convs.index(block.bias_position)
+    return block.convs[beside if block.bias_fusion == 'add' else beside + 1]
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the names of a convolution and of the norm that alone reads its output, for each such pair in a module."""
     children = dict(module.named_children())
-    if isinstance(module, Bottleneck):
-        yield from BLOCK_PAIRS
+    if isinstance(module, ResidualBlock):
+        yield from ((conv, conv.replace('conv', 'bn')) for conv in module.convs)
     elif type(module).forward in (ConvModule.forward, Reduction.forward):
         if module.with_norm and module.order.index('norm') == module.order.index('conv') + 1:
             yield 'conv', module.norm_name

@@ -127,9 +127,7 @@ class Rehearsal(Runner):
         except (RunStopped, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # the config may name any code
-            mistake = ValueError(explained(error, key, self.cfg, self._seen))
-            mistake.stage = key
-            raise mistake from error
+            raise ValueError(explained(error, key, self.cfg, self._seen)) from error
 
     def run(self, model: nn.Module, loaders: tuple[str, ...]) -> None:
         """Build all else in the order of the runner, and take a batch of each dataloader through the network."""
