@@ -252,7 +252,10 @@ def _log_traceback() -> str | None:
     loggers = list(MMLogger._instance_dict.values())
     for handler in loggers[-1].handlers if loggers else []:
         if isinstance(handler, logging.FileHandler):
-            handler.stream.write(traceback.format_exc())
-            handler.flush()
+            try:
+                handler.stream.write(traceback.format_exc())
+                handler.flush()
+            except OSError:  # the disk is full, for example
+                return None
             return handler.baseFilename
     return None

@@ -50,6 +50,13 @@ class SafeRunner(Runner):
         self._lost.guard_logger(logger)
         return logger
 
+    def dump_config(self) -> None:
+        """Write the config into the work dir, if it can be written."""
+        try:
+            super().dump_config()
+        except OSError as error:
+            self._lost.note('the config', error)
+
     def build_visualizer(self, visualizer=None):
         """Build the visualizer."""
         visualizer = super().build_visualizer(visualizer)

@@ -4,10 +4,12 @@ A run has an identity, `run_id`: random, born when it starts at its beginning, k
 run's checkpoints and in the lock of the work dir.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
@@ -21,6 +23,7 @@ from .processes import first_process_decides, is_restart, rank_in_environment
 from .safety import filename_template, output_folders
 from .stops import EXIT_NOT_SAVED, RunStopped
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LAUNCH = 'MMSB_LAUNCH'  # environment: what launch.sh calls a start, with its restarts
 
 
@@ -142,12 +145,17 @@ class WorkDir:
                 raise RunStopped(f'work_dir {cfg.work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
         return self.start
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, error, traceback) -> None:
+        work_dir = self._cfg.work_dir
         if rank_in_environment() == 0:
             try:
                 self._lock.end()
-            except OSError as error:  # another host will wait for a sign of life
-                print(f'the lock of {self._cfg.work_dir!r} could not be released: {one_line(error)}', flush=True)
+            except OSError as problem:  # another host will wait for a sign of life
+                print(f'the lock of {work_dir!r} could not be released: {one_line(problem)}', flush=True)
+        file = getattr(error, 'filename', None)
+        inside = isinstance(file, str) and Path(file).absolute().is_relative_to(Path(work_dir).absolute())
+        if isinstance(error, OSError) and (inside or error.errno in NO_ROOM):
+            raise RunStopped(f'work_dir {work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
 
     def _strangers(self) -> list[str]:
         """List the checkpoints in the output folders of other runs and of another future of this run.

@@ -55,7 +55,7 @@ class Lost:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             self._handlers.add(handler)
-            self._note('the log', error)
+            self.note('the log', error)
         else:
             otherwise(record)
 
@@ -70,12 +70,13 @@ class Lost:
                 if before:
                     with contextlib.suppress(OSError):
                         os.truncate(scalars, before)
-                self._note(f'what {type(owner).__name__} writes', error)
+                self.note(f'what {type(owner).__name__} writes', error)
                 return otherwise
 
         return call
 
-    def _note(self, what: str, error: OSError) -> None:
+    def note(self, what: str, error: OSError) -> None:
+        """Count something that could not be written; report the first one."""
         self.count += 1
         if self.count == 1:
             _say(f'{what} could not be written: {one_line(error)}; the run goes on')
