@@ -174,8 +174,9 @@ def _accepts(part: Exportable, shape: tuple[int, int, int], fixed: bool) -> None
     try:
         outputs = part(random_images(shape))
     except Exception as error:  # whatever a network says about a size
-        free = '' if fixed else ' with free height and width (--size HEIGHTxWIDTH fixes them)'
-        raise ValueError(f'this network cannot be exported{free}: {one_line(error)}') from error
+        said = 'this network cannot be exported with free height and width (--size HEIGHTxWIDTH fixes them)'
+        said = 'this network cannot be exported' if fixed else said
+        raise ValueError(f'{said}: {one_line(error)}') from error
     if not all(isinstance(value, Tensor) for value in outputs.values()):
         raise ValueError(f'this {part.kind} cannot be exported: its outputs are not all tensors')
 

@@ -70,7 +70,7 @@ def test_a_classifier_at_any_size(classifier, shape):
 def test_the_file_says_what_it_takes_and_gives(classifier):
     _, path = classifier
     said = OnnxFile(path).metadata
-    assert said['kind'], said['output'] == ('classifier', 'scores')
+    assert (said['kind'], said['output']) == ('classifier', 'scores')
     assert said['input'] == 'raw: pixels from 0 to 255'
     assert json.loads(said['mean']) == [60, 60, 60]
     assert str(ROOT).encode() not in path.read_bytes(), 'a path of this machine'
