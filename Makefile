@@ -29,7 +29,7 @@ $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/ru
 	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/full: $(VENV)/light requirements/dev.txt
+$(VENV)/full: $(VENV)/light requirements/dev.txt requirements/export.txt
 	$(BIN)/$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
@@ -89,7 +89,7 @@ bench: $(VENV)/light
 	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
 		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
 
-# Tests which faults a training survives, with mmsb and with stock mmengine; about 17 minutes on a CPU.
+# Tests which faults a training survives, with mmsb and with stock mmengine; about an hour on two cores.
 chaos: $(VENV)/full
 	PYTHONPATH=tests $(BIN)/python -m chaos.campaign --json work_dirs/chaos.json
 

@@ -17,9 +17,12 @@ RESOURCES = ('configs', 'tools', 'model-index.yml')
 
 
 def requirements(name: str) -> list[str]:
-    """Read the requirements in requirements/<name>.txt, without comments."""
+    """Read the requirements in requirements/<name>.txt, without comments, and of the files that it names by `-r`."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line for line in (line.partition('#')[0].strip() for line in lines) if line]
+    lines = [line for line in (line.partition('#')[0].strip() for line in lines) if line]
+    others = [line.removeprefix('-r ').removesuffix('.txt') for line in lines if line.startswith('-r ')]
+    own = [line for line in lines if not line.startswith('-r ')]
+    return own + [line for other in others for line in requirements(other)]
 
 
 class BuildWithResources(build_py):
@@ -84,6 +87,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         'mminstall': requirements('mminstall'),
+        'export': requirements('export'),
         'dev': requirements('dev'),
         'all': requirements('mminstall') + requirements('dev'),
     },

@@ -7,8 +7,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # from top to bottom; those of one line do not know each other
-    ('engine', 'analysis', 'evaluation', 'export'),
-    ('configs',),
+    ('engine', 'analysis', 'evaluation'),
+    ('export',),
+    ('exported',),
+    ('configs', 'timm_registry'),
     ('models', 'datasets'),
     ('checkpoints',),
     ('ops',),

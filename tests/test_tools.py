@@ -63,12 +63,15 @@ def test_dumped_config_trains_to_the_same_weights(trained, demo_data, tmp_path, 
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_testing_gives_the_accuracy_of_the_validation(trained, demo_data, tmp_path, run_tool):
+@pytest.mark.parametrize('deploy', [False, True])
+def test_testing_gives_the_accuracy_of_the_validation(deploy, trained, demo_data, tmp_path, run_tool):
+    flag = ('--deploy',) if deploy else ()
     done = run_tool('test.py', DIGITS, trained / 'epoch_1.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
-                    '--cfg-options', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
+                    *flag, '--cfg-options', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
                     cwd=demo_data, fresh=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'out.pkl').is_file()
+    assert ('deployed: 17 batch norms are folded' in done.stdout) == deploy
     scalars = [json.loads(line) for line in next(trained.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     tested = json.loads(next(tmp_path.glob('*/*.json')).read_text().splitlines()[-1])
     assert tested['accuracy/top1'] == scalars[-1]['accuracy/top1']

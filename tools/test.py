@@ -1,15 +1,24 @@
 """Test a trained network from its config.
 
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.onnx
 """
 
+import copy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmsb.checkpoints.load import require_file
 from mmsb.configs import drop_warm_starts
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
+from mmsb.exported import OnnxFile, run_in_onnxruntime
+from mmsb.models.deploy import switch_to_deploy
 
 PAINTERS = {  # per library: its visualizer and its hook
     'mmpretrain': ('UniversalVisualizer', dict(type='VisualizationHook', enable=True, interval=1)),
@@ -21,10 +30,25 @@ FOLDER_OPTION = {'mmpretrain': 'out_dir', 'mmdet': 'test_out_dir'}  # of the hoo
 
 def parse_args():
     parser = common_parser('Test a trained network from its config.')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or a classifier or segmenter exported as .onnx')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save images with the predictions drawn to this folder')
+    parser.add_argument('--deploy', action='store_true', help='fold all batch norms before the test')
     return parser.parse_args()
+
+
+class DeployHook(Hook):
+    """Tests a deployed copy: other hooks keep the network, as EMA does, which swaps weights before and after."""
+
+    priority = 'LOWEST'
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = copy.deepcopy(model)
+        model.eval()
+        norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+        runner.model = switch_to_deploy(model)
+        runner.logger.info(f'deployed: {norms} batch norms are folded')
 
 
 def draw_predictions(cfg: Config, folder: Path) -> None:
@@ -45,8 +69,15 @@ def main() -> None:
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out must end in .pkl or .pickle, got {args.out!r}')
 
+    exported = args.checkpoint.endswith('.onnx')
+    if exported:
+        if args.deploy:
+            raise ValueError('--deploy is for a checkpoint: what is exported is deployed')
+        require_file(args.checkpoint)
+        OnnxFile(args.checkpoint)  # a file that can't be read ends the test before anything is written
+
     def apply_flags(cfg: Config) -> None:
-        cfg.load_from = args.checkpoint
+        cfg.load_from = None if exported else args.checkpoint
         cfg.resume = False
         if args.show_dir:
             draw_predictions(cfg, Path(args.show_dir).absolute())
@@ -59,7 +90,12 @@ def main() -> None:
         use_safe_runner(cfg)
     drop_warm_starts(cfg.model)
     check_before_run(cfg, ('test_dataloader',))
-    build_runner(cfg).test()
+    runner = build_runner(cfg)
+    if exported:
+        run_in_onnxruntime(runner.model, args.checkpoint)
+    if args.deploy:
+        runner.register_hook(DeployHook())
+    runner.test()
 
 
 if __name__ == '__main__':

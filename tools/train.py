@@ -68,9 +68,9 @@ def main() -> None:
         work_dir.decide(args.resume)
     loaders = ('train_dataloader', 'val_dataloader') if cfg.get('val_cfg') is not None else ('train_dataloader',)
     fast.check_device(cfg)
-    check_before_run(cfg, loaders)
     if args.check_data:
         stop_on_bad_data(cfg, loaders)
+    check_before_run(cfg, loaders)
     if args.stock_hooks:
         build_runner(cfg).train()
         return

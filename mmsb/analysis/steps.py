@@ -1,14 +1,21 @@
 """One call of a network in one setting: a forward pass or a training step."""
 
+import copy
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmsb.analysis.networks import Network
+from mmsb.analysis.networks import Features, Network
+from mmsb.export import export
+from mmsb.exported import OnnxFile
+from mmsb.models.deploy import switch_to_deploy
 
 PHASES = ('inference', 'training')
-MODES = ('eager', 'compile')
+MODES = ('eager', 'compile', 'deploy', 'deploy+compile', 'onnxruntime')
+INFERENCE_MODES = MODES[2:]
 MEMORY_FORMATS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
 DTYPES = ('fp32', 'bf16')
 _SGD = dict(lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -22,7 +29,9 @@ class Setting:
         phase: 'inference', or 'training': forward, loss, backward and a step of SGD with momentum.
         batch_size: images per call.
         size_px: height and width of the images.
-        mode: 'eager', or 'compile': `torch.compile` of the backbone, as one graph.
+        mode: 'eager', or 'compile': `torch.compile` of the backbone, as one graph. For inference also 'deploy': batch
+            norms folded; 'deploy+compile': the same compiled, with the weights as constants; 'onnxruntime': exported,
+            on the CPU.
         memory_format: memory format of the weights and images.
         dtype: 'fp32', or 'bf16': autocast with float32 weights, as with `tools/train.py --amp`.
     """
@@ -59,6 +68,12 @@ class Step:
         self.images = images
         bf16 = setting.dtype == 'bf16'
         self.autocast = dict(device_type=images.device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.model = network.model
+        self.file = None
+        if setting.mode in INFERENCE_MODES:
+            if setting.phase == 'training':
+                raise ValueError(f'{setting.mode} is for inference')
+            network.model = switch_to_deploy(copy.deepcopy(network.model).eval())
         self.backbone = network.model.backbone
         network.model.to(memory_format=MEMORY_FORMATS[setting.memory_format])
         network.model.train(setting.phase == 'training')
@@ -66,13 +81,19 @@ class Step:
         if setting.phase == 'training':
             weights = [weight for weight in network.model.parameters() if weight.requires_grad]
             self.optimizer = torch.optim.SGD(weights, **_SGD)
-        if setting.mode == 'compile':
+        if setting.mode.endswith('compile'):
             # Beyond its limit of graphs per code object, dynamo would stop compiling or fail, and all networks share
             # the code of SBResNet.forward.
             torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 1000
-            network.model.backbone = torch.compile(self.backbone, fullgraph=True, dynamic=False)
+            options = {'freezing': True} if setting.mode in INFERENCE_MODES else None
+            network.model.backbone = torch.compile(self.backbone, fullgraph=True, dynamic=False, options=options)
+        if setting.mode == 'onnxruntime':
+            self.file = exported(network.model, setting, images)
 
     def __call__(self) -> None:
+        if self.file is not None:
+            self.file(self.images)
+            return
         if self.optimizer is None:
             with torch.no_grad(), torch.autocast(**self.autocast):
                 self.network.forward(self.images)
@@ -93,6 +114,25 @@ class Step:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
 
     def close(self) -> None:
-        """Free the momentum and restore the backbone of the network."""
+        """Free the momentum and restore the network."""
         self.network.model.backbone = self.backbone
+        self.network.model = self.model
         self.optimizer = None
+
+
+def exported(model: nn.Module, setting: Setting, images: Tensor) -> OnnxFile:
+    """Export a network and load it in onnxruntime.
+
+    Raises:
+        ValueError: the setting is not onnxruntime's, or the network can't be exported.
+    """
+    if images.is_cuda or (setting.memory_format, setting.dtype) != ('nchw', 'fp32'):
+        raise ValueError('onnxruntime is measured on the CPU in nchw and fp32')
+    features = isinstance(model, Features)
+    if features:  # backbone and neck in the place of a backbone
+        whole, model = model, nn.Module()
+        model.backbone = whole
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'network.onnx')
+        export(model, path, backbone=features)
+        return OnnxFile(path)

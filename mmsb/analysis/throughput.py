@@ -191,7 +191,7 @@ def measure(
 
         for _ in _measure_setting(networks, here, plan, device, count):
             yield cells
-        if setting.mode == 'compile':
+        if setting.mode.endswith('compile'):
             torch._dynamo.reset()
         _collect(device)
         # include the samples of networks that failed

@@ -29,7 +29,7 @@ from mmsb.options import check_keys, one_line
 
 from . import fast
 from .dry_run import check_config, dry_run, known_keys
-from .processes import is_restart, rank_in_environment, start_processes
+from .processes import first_process_decides, is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
@@ -180,11 +180,10 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
                 if getattr(part, 'pretrained_cfg', None) is not None:
                     check_pretrained(part, part.pretrained_cfg)
 
-    if rank_in_environment() == 0:
-        if start and whole:
-            cfg = copy.deepcopy(cfg)
-            drop_warm_starts(cfg.model)
-        dry_run(cfg, loaders, check_weights)
+    if start and whole:
+        cfg = copy.deepcopy(cfg)
+        drop_warm_starts(cfg.model)
+    first_process_decides(cfg, lambda: dry_run(cfg, loaders, check_weights))
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:

@@ -16,7 +16,7 @@ from mmsb.options import one_line
 from mmsb.registry import RUNNERS
 
 from . import hook_states, rng
-from .exact_data import PatientWorker, make_exact
+from .exact_data import PatientWorker, make_exact, name_samples
 from .loops import ResumableMixin
 from .writers import Lost
 
@@ -38,7 +38,7 @@ class SafeRunner(Runner):
 
     def build_dataloader(self, dataloader, seed: int | None = None, diff_rank_seed: bool = False):
         """Build a dataloader; for mmsb's loops, training samples depend only on the seed and their position."""
-        loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
+        loader = name_samples(Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed))
         loader.worker_init_fn = PatientWorker(loader.worker_init_fn)
         exact = dataloader is self._train_dataloader and _is_resumable(self._train_loop)
         return make_exact(loader, self.seed) if exact else loader

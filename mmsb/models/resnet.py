@@ -13,7 +13,8 @@ from mmengine.model import BaseModule, Sequential, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmsb.models.bottleneck import BIAS_PARTS, Bottleneck
+from mmsb.models.basic_block import BasicBlock
+from mmsb.models.bottleneck import BIAS_PARTS, Bottleneck, ResidualBlock
 from mmsb.models.stages import (
     bias_of_stages,
     check_per_stage,
@@ -39,7 +40,7 @@ FROM_SCRATCH = (
 
 @MODELS.register_module()
 class SBResNet(BaseModule):
-    """ResNet of bottlenecks with spatial bias: replaces `ResNet` in a config of any of the libraries.
+    """ResNet with spatial bias: replaces `ResNet` in a config of any of the libraries.
 
     Freezing (`frozen_stages`, `norm_eval`) is for weights that have been trained. It spares what the checkpoint of a
     warm start lacks, be it spatial bias, a plugin or the offsets of a deformable convolution: these learn, and their
@@ -47,9 +48,11 @@ class SBResNet(BaseModule):
     distributed training, the constructor reads the checkpoint (not on the meta device), and downloads it if need be.
 
     Args:
-        depth: 50, 101 or 152.
+        depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks). Options of the 3x3 convolution in a bottleneck
+            (conv2, dcn, groups, base_width, expansion, style) are for bottlenecks only.
         spatial_bias: what differs from the paper's operator: num_maps (3), pool_size (10), kernel_size (3), position
-            ('conv2' or 'conv1'), fusion ('concat' or 'add'), pool ('avg' or 'max'), mix (True). None: a plain ResNet.
+            ('conv2' or 'conv1'; in basic blocks always 'conv1'), fusion ('concat' or 'add'), pool ('avg' or 'max'),
+            mix (True). None: a plain ResNet.
         sb_stages: which stages have it, one bool a stage; None: all but the fourth.
         plugins: dicts with `cfg`, `position` ('after_conv1', 'after_conv2', 'after_conv3', 'after_block') and,
             optionally, `stages` (one bool a stage) and `blocks` (indices of the blocks in each of these stages).
@@ -62,7 +65,8 @@ class SBResNet(BaseModule):
         base_width: channels a group of the first stage's 3x3 convolutions; it doubles with each stage. None: 4 with
             groups, else `base_channels`. Wide-ResNet-50-2 has 128 and no groups.
         width_per_group: mmpretrain's name of base_width.
-        expansion: channels of a block's output over those of its 3x3 convolution (mmpretrain).
+        expansion: channels of a block's output over those of its 3x3 convolution (mmpretrain); None: 4, and 1 with
+            basic blocks.
         in_channels: channels of the image.
         stem_channels: channels of the stem; None: `base_channels`.
         base_channels: C of the first stage; it doubles with each stage.
@@ -96,7 +100,13 @@ class SBResNet(BaseModule):
         FileNotFoundError: if the checkpoint that decides what is frozen does not exist.
     """
 
-    stage_table: Mapping[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+    stage_table: Mapping[int, tuple[int, ...]] = {
+        18: (2, 2, 2, 2),
+        34: (3, 4, 6, 3),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+    }
     bias_defaults: Mapping = PAPER_BIAS
     sb_stages_default: tuple[bool, ...] = (True, True, True, False)
 
@@ -114,7 +124,7 @@ class SBResNet(BaseModule):
         groups: int = 1,
         base_width: int | None = None,
         width_per_group: int | None = None,
-        expansion: int = 4,
+        expansion: int | None = None,
         in_channels: int = 3,
         stem_channels: int | None = None,
         base_channels: int = 64,
@@ -140,6 +150,8 @@ class SBResNet(BaseModule):
         init_cfgs, pretrained_cfg = split_init_cfg(init_cfg, pretrained)
         super().__init__(init_cfgs or list(FROM_SCRATCH))
         depths = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]
+        self.block_type = BasicBlock if depth in (18, 34) else Bottleneck
+        expansion = self.block_type.expansion if expansion is None else expansion
         stem_channels = base_channels if stem_channels is None else stem_channels
         base_width = choose_base_width(base_width, width_per_group, groups, base_channels)
         sizes = dict(in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels)
@@ -197,17 +209,17 @@ class SBResNet(BaseModule):
         return build_norm_layer(self.norm_cfg, channels)[1]
 
     def _make_stem(self, in_channels: int, channels: int, deep: bool) -> int:
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        if not deep:
+        if deep:
+            layers: list[nn.Module] = []
+            for width, stride in ((channels // 2, 2), (channels // 2, 1), (channels, 1)):
+                layers += [self._conv(in_channels, width, 3, stride), self._norm(width), nn.ReLU(inplace=True)]
+                in_channels = width
+            self.stem = nn.Sequential(*layers)
+        else:
             self.conv1 = self._conv(in_channels, channels, 7, stride=2)
             self.bn1 = self._norm(channels)
-            return channels
-        layers: list[nn.Module] = []
-        for width, stride in ((channels // 2, 2), (channels // 2, 1), (channels, 1)):
-            layers += [self._conv(in_channels, width, 3, stride), self._norm(width), nn.ReLU(inplace=True)]
-            in_channels = width
-        self.stem = nn.Sequential(*layers)
+        self.relu = nn.ReLU(inplace=True)  # the children are in the order of the data, which timm's features_only needs
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         return channels
 
     def _make_stage(
@@ -220,8 +232,8 @@ class SBResNet(BaseModule):
             pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] if self.avg_down else []
             conv = self._conv(in_channels, out_channels, 1, stride=1 if self.avg_down else stride)
             downsample = nn.Sequential(*pool, conv, self._norm(out_channels))
-        first = Bottleneck(in_channels, channels, stride=stride, downsample=downsample, **blocks[0], **common)
-        return Sequential(first, *(Bottleneck(out_channels, channels, **block, **common) for block in blocks[1:]))
+        first = self.block_type(in_channels, channels, stride=stride, downsample=downsample, **blocks[0], **common)
+        return Sequential(first, *(self.block_type(out_channels, channels, **block, **common) for block in blocks[1:]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (B, in_channels, H, W), to one feature map for each of `out_indices`."""
@@ -236,7 +248,7 @@ class SBResNet(BaseModule):
 
     def added_parts(self) -> dict[str, nn.Module]:
         """Return by name what a plain ResNet lacks: spatial bias, plugins, offsets of deformable convolutions."""
-        blocks = [(name, block) for name, block in self.named_modules() if isinstance(block, Bottleneck)]
+        blocks = [(name, block) for name, block in self.named_modules() if isinstance(block, ResidualBlock)]
         return {f'{name}.{part}': module for name, block in blocks for part, module in block.added_parts().items()}
 
     def bias_modules(self) -> list[nn.Module]:
@@ -263,8 +275,8 @@ class SBResNet(BaseModule):
             part.load_state_dict(state)
         if self.zero_init_residual:
             for block in self.modules():
-                if isinstance(block, Bottleneck):
-                    constant_init(block.bn3, 0)
+                if isinstance(block, ResidualBlock):
+                    constant_init(block.last_norm, 0)
         if self.pretrained_cfg is not None:
             new_parts = load_pretrained(self, self.pretrained_cfg)
             if self._freezes() and new_parts != self.new_parts:  # built on the meta device

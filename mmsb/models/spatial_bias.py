@@ -15,10 +15,10 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmsb.models.pooling import POOLS, adaptive_pool2d, is_exporting
 from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
 
-POOLS = {'avg': F.adaptive_avg_pool2d, 'max': F.adaptive_max_pool2d}
 KERNEL_SIZE = 3
 
 
@@ -71,7 +71,7 @@ class SpatialBias(BaseModule):
         self.pool = choose('pool of SpatialBias', pool, POOLS)
         reduced = num_maps + kernel_size - 1 if mix else num_maps
         norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
-        self.reduce = ConvModule(
+        self.reduce = Reduction(
             in_channels,
             reduced,
             kernel_size=1,
@@ -83,14 +83,28 @@ class SpatialBias(BaseModule):
 
     def forward(self, x: Tensor, out_size: tuple[int, int]) -> Tensor:
         """Compute the maps of `x`, (B, C, H, W), at `out_size` (height, width): (B, N, *out_size)."""
-        x = POOLS[self.pool](self.reduce(x), self.pool_size)  # (B, R, S, S)
-        if self.mix is not None:
-            x = self.mix(x.flatten(2).transpose(1, 2))  # (B, S*S, N)
-            x = x.transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))  # (B, N, S, S)
-        return F.interpolate(x, size=out_size, mode='bilinear', align_corners=False)
+        pooled = adaptive_pool2d(self.reduce(x), self.pool_size, self.pool)  # (B, R, S, S)
+        return F.interpolate(self.mix_positions(pooled), size=out_size, mode='bilinear', align_corners=False)
+
+    def mix_positions(self, x: Tensor) -> Tensor:
+        """Map (B, R, S, S) to (B, N, S, S); in a deployed network by one matrix, and with the norm of the maps."""
+        if self.mix is None:
+            return x
+        if isinstance(self.mix, nn.Linear):
+            return self.mix(x.flatten(1)).unflatten(1, (self.num_maps, self.pool_size, self.pool_size))
+        x = self.mix(x.flatten(2).transpose(1, 2))  # (B, S*S, N)
+        return x.transpose(1, 2).unflatten(2, (self.pool_size, self.pool_size))
 
     def extra_repr(self) -> str:
         return f'num_maps={self.num_maps}, pool_size={self.pool_size}, pool={self.pool!r}'
+
+
+class Reduction(ConvModule):
+    """A convolution to few channels, norm and activation, the latter two in NCHW: on a CPU the batch norm of 5 channels
+    takes twice the time in channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.norm(self.conv(x).contiguous()))
 
 
 def norm_for_maps(norm_cfg: dict, channels: int) -> dict:
@@ -105,22 +119,46 @@ def norm_for_maps(norm_cfg: dict, channels: int) -> dict:
     return norm_cfg
 
 
-def conv_of_concat(conv: nn.Module, bias_conv: nn.Module, y: Tensor, maps: Tensor) -> Tensor:
+def conv_of_concat(conv: nn.Module, bias_conv: nn.Module | None, y: Tensor, maps: Tensor) -> Tensor:
     """Convolve the concatenation of `y` (B, C, H, W) and `maps` (B, N, H, W) with weights that are stored apart.
 
     This is `conv(y) + bias_conv(maps)`. Two plain convolutions are fused into one, which writes the wide output once.
     Where one convolution would not do the same, the sum itself is computed: another type of layer, groups, a padding
     mode other than zeros, and hooks of the module, which fire only when it is called (not torch's global ones, which
-    counters set on every module).
+    counters set on every module). In a deployed network `conv` alone has the weights of both.
+
+    Raises:
+        ValueError: if a batch norm was folded into `conv` alone.
     """
-    if not (_is_plain(conv) and _is_plain(bias_conv)):
+    if bias_conv is None:
+        return conv(concatenate(y, maps))
+    check_not_folded(conv)
+    if not (is_plain(conv) and is_plain(bias_conv)):
         return conv(y) + bias_conv(maps)
-    x = torch.cat([y, maps.to(y.dtype)], dim=1)
+    x = concatenate(y, maps)
     weight = torch.cat([conv.weight, bias_conv.weight], dim=1)
-    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+    return F.conv2d(x, weight, bias_conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
-def _is_plain(conv: nn.Module) -> bool:
+def concatenate(y: Tensor, maps: Tensor) -> Tensor:
+    """Concatenate in the type and memory format of `y`; of mixed formats torch.cat would make NCHW."""
+    maps = maps.to(y.dtype)
+    if not is_exporting() and not y.is_contiguous():
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    return torch.cat([y, maps], dim=1)
+
+
+def check_not_folded(conv: nn.Module) -> None:
+    """Check that a convolution that was built without a bias still has none."""
+    if getattr(conv, 'bias', None) is not None:
+        raise ValueError(
+            'a batch norm was folded into a convolution beside spatial bias, whose maps it also normalises: '
+            'fuse_conv_bn gives wrong outputs here, use switch_to_deploy of mmsb.models.deploy'
+        )
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Return whether a module is nn.Conv2d without groups, other padding or hooks."""
     hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
     plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == 'zeros'
     return plain and not any(getattr(conv, name) for name in hooks)

@@ -1,11 +1,12 @@
 """Loading the weights of a checkpoint: of a plain ResNet (warm start) or of an SBResNet.
 
-Names are torchvision's; timm's and the OpenMMLab libraries' are the same, the latter under the prefix `backbone.`.
+Names are torchvision's; timm's and the OpenMMLab libraries' are the same, the latter under the prefix `backbone.`, but
+for the deep stem, whose names here are mmdet's and mmseg's, and for group norms in mmdet.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from mmsb.options import check_keys
 
 _BIAS = re.compile(r'\.(spatial_bias|bias_norm|bias_conv)\.')
 _HEAD = re.compile(r'^(head\.)?fc\.')
+_TIMM_STEM = re.compile(r'^conv1\.\d\.')
+_MODULE_OF_STEM = re.compile(r'^stem\.(\d)\.(conv|bn)\.')
 _BACKBONE = re.compile(r'^(stem|conv1|bn1|gn1|layer\d+)\.')
 
 
@@ -65,12 +68,29 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
     if prefix:
         prefix = prefix.removesuffix('.') + '.'
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    # mmdet calls group norms gn1, gn2, ...
-    backbone = {re.sub(r'(^|\.)gn(?=\d\.)', r'\1bn', k): value for k, value in state.items() if _BACKBONE.match(k)}
+    backbone = {name: state[key] for key, name in _our_names(filter(_BACKBONE.match, state)).items()}
     if not backbone:
         where = f' under the prefix {prefix!r}' if prefix else ''
         raise ValueError(f'checkpoint {path!r} has no ResNet weights{where}: conv1.weight, layer1.0.conv1.weight, ...')
     return backbone
+
+
+def _our_names(keys: Iterable[str]) -> dict[str, str]:
+    """Translate the names of another library's backbone: group norms, deep stems, shortcuts with a pool."""
+    ours = {key: re.sub(r'(^|\.)gn(?=\d\.)', r'\1bn', key) for key in keys}  # mmdet's norms are called gn1, gn2, ...
+    if any(map(_TIMM_STEM.match, ours)):  # timm's deep stem is called conv1, without its last norm
+        ours = {key: re.sub(r'^conv1\.', 'stem.', re.sub(r'^bn1\.', 'stem.7.', name)) for key, name in ours.items()}
+    # mmpretrain's deep stem is three ConvModules, and its average pool is not there in a shortcut of stride 1
+    ours = {key: _MODULE_OF_STEM.sub(_layer_of_stem, name) for key, name in ours.items()}
+    if 'layer2.0.downsample.1.weight' in ours and 'layer2.0.downsample.0.weight' not in ours:
+        first = 'layer1.0.downsample.'
+        if f'{first}0.weight' in ours:
+            ours = {key: re.sub(rf'^{first}(\d)', lambda m: f'{first}{int(m[1]) + 1}', n) for key, n in ours.items()}
+    return ours
+
+
+def _layer_of_stem(found: re.Match) -> str:
+    return f'stem.{3 * int(found[1]) + (found[2] == "bn")}.'
 
 
 def find_new_parts(parts: Sequence[str], pretrained: Mapping) -> list[str]:
@@ -178,10 +198,14 @@ def load_head(model: nn.Module, path: str) -> None:
     Raises:
         ValueError: if the head is not in the checkpoint or has another shape.
     """
-    theirs = load_state_dict(path)
-    head = {key.removeprefix('head.'): value for key, value in theirs.items() if _HEAD.match(key)}
+    head = split_head(load_state_dict(path))
     check_fit(path, model.head.state_dict(), head)
     model.head.load_state_dict(head)
+
+
+def split_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a linear head, as `fc.weight` and `fc.bias`."""
+    return {key.removeprefix('head.'): value for key, value in state.items() if _HEAD.match(key)}
 
 
 def _names(keys: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Speed measurement: the order of the samples, the computed figures, and failures. No test asserts a speed."""
 
+import copy
 import json
 import logging
 import runpy
@@ -50,6 +51,25 @@ def test_samples_are_interleaved():
     rounds = list(tp.interleave({name: taking(name) for name in 'ABC'}, 3, failed=None))
     assert ''.join(order) == 'ABCABCABC'
     assert rounds == [dict(A=1, B=2, C=3), dict(A=4, B=5, C=6), dict(A=7, B=8, C=9)]
+
+
+@pytest.mark.parametrize('mode', ['deploy', 'onnxruntime'])
+def test_a_deployed_network_is_measured_and_the_network_itself_is_kept(mode, monkeypatch):
+    if mode == 'onnxruntime':
+        pytest.importorskip('onnxruntime')
+        pytest.importorskip('onnxscript')
+    monkeypatch.setattr('mmsb.export.CHECKED', ((1, 40, 44), (2, 33, 64)))
+    network = networks.Network(networks.Source('sb', 'demo/sb-resnet11_b64-10e_digits.py'), CPU, seed=0)
+    before, model = copy.deepcopy(network.model.state_dict()), network.model
+    step = Step(network, Setting('inference', 2, (16, 16), mode), INFERENCE.images(CPU, 0))
+    step()
+    assert not [m for m in network.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert (step.file is not None) == (mode == 'onnxruntime')
+    step.close()
+    assert network.model is model
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=f'{mode} is for inference'):
+        Step(network, Setting('training', 2, (16, 16), mode), INFERENCE.images(CPU, 0))
 
 
 def test_who_fails_is_left_out_and_the_others_go_on():

@@ -6,6 +6,7 @@ A child process reads the files. A crash or hang of the child is counted, and a 
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -25,13 +26,14 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from chaos.malicious import DATA, REFUSED, WASTE, checkpoints
 from mmsb.checkpoints.load import load_checkpoint
 from mmsb.datasets.check import check_data
 from mmsb.datasets.check.samples import SampleCheck
-from mmsb.datasets.loading import LoadImage
+from mmsb.datasets.loading import LoadImage, load_sample
 
 from .mutations import IMAGE_KINDS, annotation_lines, coco_text, image, mask
 
@@ -72,8 +74,9 @@ def campaign(count: int = 1000, seed: int = 0, *, limit_s: float = 10) -> list[d
                 cfg = prepare(root / what.split()[0])
                 target = root / what.split()[0] / file
                 contents = [make(random) for _ in range(max(count // 10, 1))]
-                found = isolated(lambda content, cfg=cfg, file=target: _check(cfg, file, content), contents, limit_s)
-                _count(rows, 'check', found, [what] * len(contents))
+                for reader, task in dict(check=_check, **(dict(training=_sample) if what == 'mask' else {})).items():
+                    found = isolated(functools.partial(task, cfg, target), contents, limit_s)
+                    _count(rows, reader, found, [what] * len(contents))
     return [
         dict(what=what, tried=sum(counts.values()), survived=counts[FINE] + counts[NAMED])
         | {outcome: counts[outcome] for outcome in (FINE, NAMED, UNCLEAR, CRASHED, HUNG)}
@@ -201,6 +204,18 @@ def _check(cfg: dict, file: Path, content: bytes) -> str:
     root = cfg['train_dataloader']['dataset']['data_root']
     named = all(one.file.startswith(root) or one.kind == 'empty split' for one in errors)
     return (NAMED if named else UNCLEAR) if errors else FINE
+
+
+def _sample(cfg: dict, file: Path, content: bytes) -> str:
+    """Load the sample of a mask as a training does."""
+    file.write_bytes(content)
+    init_default_scope(cfg['default_scope'])
+    dataset = DATASETS.build(cfg['train_dataloader']['dataset'])
+    try:
+        mask = load_sample(dataset, 0)['gt_seg_map']
+    except Exception as error:  # any exception is counted
+        return _named(error, file)
+    return FINE if mask.dtype == np.uint8 else UNCLEAR
 
 
 def _load_checkpoint(folder: Path, canary: Path, read: Callable, name: str, content: bytes) -> str:

@@ -27,6 +27,7 @@ from chaos.power import power_loss
 from chaos.ranks import FAULTS, faults_of_ranks
 from chaos.rivals import two_trainings
 from chaos.row import Row
+from chaos.states import states
 from chaos.victim import Victim, differing, prepare, train, weights_of, write_config
 from chaos.writers import writers
 from mmsb.analysis.report import check_folders, write_json
@@ -171,7 +172,7 @@ def ranks(folder: Path, *, quick: bool) -> Row:
 
 CAMPAIGNS: list[Callable[..., Row]] = [
     *(kills, kills_in_saves, errors_in_saves, power_loss, writers),
-    *(choices, two_trainings, early_signals, damage, malicious, malformed, mistakes, ranks),
+    *(choices, two_trainings, early_signals, states, damage, malicious, malformed, mistakes, ranks),
 ]
 
 

@@ -198,6 +198,20 @@ def more_epochs(run: Run) -> str:
     return '' if victim.code == 0 and (work_dir / 'iter_24.pth').exists() else f'ended with {victim.code}'
 
 
+def warm_start_gone(run: Run) -> str:
+    """The file of a warm start is needed once only."""
+    work_dir, start = run.folder / 'warm', run.folder / 'start.pth'
+    shutil.rmtree(work_dir, ignore_errors=True)
+    shutil.copy(run.folder / 'choices-whole' / LAST, start)
+    init = [f'model.backbone.init_cfg.{key}={value}' for key, value in (('type', 'Pretrained'), ('checkpoint', start))]
+    run.train(work_dir, '--cfg-options', *init, act=lambda: at_iteration(13, die))
+    start.unlink()
+    victim = run.train(work_dir, '--resume', '--cfg-options', *init)
+    if victim.code or resumed_at(victim) != 12:
+        return f'ended with {victim.code}' if victim.code else f'resumed at {resumed_at(victim)} instead of 12'
+    return ''
+
+
 CASES = {
     'an older file touched': touched,
     'files copied to another folder': copied_files,
@@ -214,6 +228,7 @@ CASES = {
     'an empty pointer': pointer(b''),
     'a damaged pointer': pointer(b'\xff\x00\n\n'),
     'more epochs': more_epochs,
+    'the file of a warm start gone': warm_start_gone,
 }
 QUICK = ('an older file touched', 'a copied work dir', 'links to nowhere alone', '--resume PATH of an older one')
 

@@ -33,11 +33,11 @@ def early_signals(folder: Path, *, quick: bool) -> Row:
     )
     config = write_config(folder / 'early.py', interval=2, save_best=False)
     marker, first = folder / 'reads', folder / 'first'
-    whole = weights_of_whole(folder, config, name='early-whole')
     seconds = _seconds_until_first(folder, config, marker, first)
     for flags in [()] if quick else [(), ('--stock-hooks',)]:
+        whole = weights_of_whole(folder, config, *flags, name='early-whole')
         chance = random.Random(0)
-        for case in range(5 if quick else 50):
+        for case in range(3 if quick else 50):
             work_dir = folder / 'early'
             shutil.rmtree(work_dir, ignore_errors=True)
             marker.unlink(missing_ok=True)

@@ -12,9 +12,10 @@ from chaos.inject import at_iteration, die
 from chaos.outcome import LAST, refused, weights_of_whole, wrong_bits
 from chaos.row import Row
 from chaos.victim import Victim, train, write_config
+from mmsb.engine import lock
 
 PATIENCE_S = 60
-TOGETHER_S = 8  # how long two that begin together may wait at iteration 3 for one to be refused
+TOGETHER_S = 30  # how long two that begin together may wait at iteration 3 for one to be refused
 
 
 def held(gate: Path) -> Callable[[], None]:
@@ -27,6 +28,11 @@ def held(gate: Path) -> Callable[[], None]:
 
     gate.unlink(missing_ok=True)
     return lambda: at_iteration(3, wait)
+
+
+def impatient() -> None:
+    """Do not wait long for another training to end; call it in the victim."""
+    lock.WAIT_S = 1
 
 
 def begun(work_dir: Path, victim: Victim) -> None:
@@ -42,7 +48,7 @@ def second(folder: Path, config: Path, whole: dict, flags: tuple, *args) -> str:
     shutil.rmtree(work_dir, ignore_errors=True)
     first = Victim(folder, config, '--work-dir', work_dir, *flags, before=held(gate))
     begun(work_dir, first)
-    other = train(folder, config, '--work-dir', work_dir, *flags, '--seed', 7, *args)
+    other = train(folder, config, '--work-dir', work_dir, *flags, '--seed', 7, *args, before=impatient)
     gate.touch()
     first.wait()
     if other.code == 0:

@@ -143,7 +143,8 @@ def _at_random(folder: Path, root: Path, library: str, kind: str, count: int, fl
     """Bring the fault about at random moments; yield what went wrong each time, or ''."""
     config, last = _config(folder, library), LIBRARIES[library][2]
     name = f'writers-{library}-whole'
-    importlib.import_module(f'{library}.apis')  # once for all trainings
+    with contextlib.redirect_stdout(sys.stderr):
+        importlib.import_module(f'{library}.apis')  # once for all trainings
     begun = time.monotonic()
     whole = weights_of_whole(folder, config, name=name, last=last)
     seconds = time.monotonic() - begun

@@ -13,7 +13,7 @@ from mmengine.visualization import Visualizer
 
 from mmsb.analysis import zoo
 from mmsb.engine import rng
-from mmsb.engine.dry_run import check_config
+from mmsb.engine.dry_run import check_config, rehearsal
 from mmsb.engine.launcher import check_before_run, common_parser, load_config
 from mmsb.engine.safety import add_safety
 
@@ -38,8 +38,8 @@ OPTIONS = [  # config, --cfg-options, the start of the error
     (DIGITS, 'train_dataloader.dataset.pipeline.0.color_type=rgb', "{key}='rgb': "),
     (
         DIGITS,
-        'default_hooks.checkpoint.intervall=2',
-        "{key}: mmsb.CheckpointHook has no option 'intervall' (did you mean 'interval'?)",
+        'default_hooks.checkpoint.intervl=2',
+        "{key}: mmsb.CheckpointHook has no option 'intervl' (did you mean 'interval'?)",
     ),
     (DIGITS, 'default_hooks.checkpoint.interval=0', '{key} must be an integer of at least 1, got 0'),
     (
@@ -49,8 +49,8 @@ OPTIONS = [  # config, --cfg-options, the start of the error
     ),
     (
         DIGITS,
-        'default_hooks.chekpoint.type=CheckpointHook',
-        "default_hooks has no option 'chekpoint' (did you mean 'checkpoint'?)",
+        'default_hooks.checkpointt.type=CheckpointHook',
+        "default_hooks has no option 'checkpointt' (did you mean 'checkpoint'?)",
     ),
     (
         DIGITS,
@@ -111,6 +111,7 @@ OPTIONS = [  # config, --cfg-options, the start of the error
     (SCENES, 'model.decode_head.in_index=9', '{key}=9: `assert isinstance(in_index, (list, tuple))` fails'),
     (SCENES, 'model.test_cfg.mode=whoole', "{key}='whoole': "),
     (DETECTOR, 'model.test_cfg.rcnn.score_thrr=0.1', "{key} has no effect: did you mean 'score_thr'?"),
+    (DETECTOR, 'model.train_cfg.rpn_proposal.min_bbox_size=tiny', "{key}='tiny': '>=' not supported between"),
     (DETECTOR, 'val_evaluator.metric=boxx', "{key}='boxx': metric should be one of "),
     (DETECTOR, 'train_dataloader.dataset.filter_cfg.min_sizee=3', "{key} has no effect: did you mean 'min_size'?"),
 ]
@@ -216,6 +217,7 @@ def test_missing_data_that_the_run_downloads_are_not_downloaded(there, monkeypat
     name = zoo.CONFIGS / 'cifar100/sb-resnet38_b64-300e_cifar100.py'
     check_before_run(prepared(name), RUN)
     assert 'AdamW' in error_of(name, 'optim_wrapper.optimizer.type=AdanW')
+    assert 'pipeline.1.prob=-0.5' in error_of(name, 'train_dataloader.dataset.pipeline.1.prob=-0.5')
 
 
 def test_a_metric_that_writes_files_does_not_yet(there):
@@ -227,3 +229,13 @@ def test_testing_is_rehearsed_too(there):
     cfg = prepared(zoo.CONFIGS / SCENES, 'test_evaluator.iou_metricz=[mIoU]')
     with pytest.raises(ValueError, match=r'^test_evaluator\.iou_metricz: '):
         check_before_run(cfg, ('test_dataloader',))
+
+
+def test_a_large_annotation_file_is_not_read(there, monkeypatch):
+    datasets = pytest.importorskip('mmdet.datasets')
+    read, load = [], datasets.CocoDataset.load_data_list
+    small = there / 'data/demo/digits-scenes/annotations/instances_val.json'
+    monkeypatch.setattr(rehearsal, 'LARGE_BYTES', small.stat().st_size)
+    monkeypatch.setattr(datasets.CocoDataset, 'load_data_list', lambda self: read.append(self.ann_file) or load(self))
+    check_before_run(prepared(zoo.CONFIGS / DETECTOR), RUN)
+    assert {path.rpartition('_')[2] for path in read} == {'val.json'}

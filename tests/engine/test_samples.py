@@ -50,6 +50,14 @@ def test_a_bad_mask_is_named_in_training(arena, flaw, workers):
     assert 'Traceback' not in stopped.said()
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_mask_is_named_in_validation(arena, workers):
+    config, bad = segmenter(arena, 'empty', 'val_dataloader', num_workers=workers)
+    stopped = train(arena, config, '--work-dir', 'run')
+    assert stopped.code == 1
+    assert f'sample 1: seg_map_path {str(bad)!r} is empty (0 bytes)' in stopped.said().splitlines()[-1]
+
+
 class Scenes(BaseDataset):
     """Two samples, of which the second has no label."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 
+import mmpretrain.evaluation
 import pytest
 from chaos.inject import at_iteration
 from chaos.victim import differing, train, weights_of, write_config
@@ -47,16 +48,14 @@ def test_a_disk_that_is_full_for_a_writer_ends_no_run(arena, config, fill, what)
 
 
 def test_a_metric_that_can_not_write_has_no_result(arena, config):
-    def before() -> None:
-        import mmpretrain.evaluation
-
+    def fill(_) -> None:
         def compute(self, results) -> dict:
             with open(FULL, 'w') as file:
                 file.write('a table')
 
         mmpretrain.evaluation.Accuracy.compute_metrics = compute
 
-    full = train(arena, config, '--work-dir', 'run', before=before)
+    full = train(arena, config, '--work-dir', 'run', before=lambda: at_iteration(0, fill, 'before_run'))
     assert full.code == 0, full.said()
     assert 'what Accuracy writes could not be written: [Errno 28] No space left on device' in full.said()
     assert 'the behavior to save the best checkpoint will be skipped' in full.said()

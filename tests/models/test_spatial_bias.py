@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call
 
 from mmsb.models import SpatialBias
+from mmsb.models.spatial_bias import concatenate
 
 # options of SpatialBias, shape of x, output size
 CASES = [
@@ -159,3 +160,16 @@ def test_norm_and_activation_are_those_of_the_reduction():
     assert isinstance(op.reduce.norm, torch.nn.GroupNorm)
     assert isinstance(op.reduce.activate, torch.nn.Sigmoid)
     assert norm_cfg == dict(type='GN', num_groups=1)
+
+
+def test_few_channels_stay_nchw_and_the_concatenation_channels_last():
+    torch.manual_seed(0)
+    bias = SpatialBias(8, pool_size=3)
+    seen = []
+    bias.reduce.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    y = torch.randn(2, 8, 6, 5).to(memory_format=torch.channels_last)
+    both = concatenate(y, bias(y, (6, 5)))
+    assert seen == [True]
+    assert both.is_contiguous(memory_format=torch.channels_last)
+    plain = y.contiguous()
+    torch.testing.assert_close(both, torch.cat([plain, bias(plain, (6, 5))], 1), check_stride=False)

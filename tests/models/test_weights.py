@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import mmpretrain.models
 import mmpretrain.registry
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 from mmengine.config import Config
@@ -194,6 +196,43 @@ def test_starts_as_torchvisions_resnet50_in_full_width(tmp_path):
     pooled = outputs(ours)[-1].mean((2, 3))
     with torch.no_grad():
         torch.testing.assert_close(theirs.fc(pooled), theirs(image()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('name', 'options'), [
+    ('resnet18', dict(depth=18)),
+    ('resnet50', dict()),
+    ('resnet50d', dict(deep_stem=True, avg_down=True)),
+    ('resnext50_32x4d', dict(groups=32, base_width=4)),
+    ('wide_resnet50_2', dict(base_width=128)),
+])  # fmt: skip
+def test_starts_as_timms_network(name, options, tmp_path):
+    torch.manual_seed(0)
+    theirs = scramble_norms(timm.create_model(name)).eval()
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+    ours = outputs(start(tmp_path / 'model.safetensors', base_channels=64, **options))
+    with torch.no_grad():
+        theirs = theirs.forward_intermediates(image(), intermediates_only=True)[1:]
+    torch.testing.assert_close(list(ours), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])
+@pytest.mark.parametrize(('kind', 'options'), [
+    ('ResNet', dict()),
+    ('ResNetV1c', dict(deep_stem=True)),
+    ('ResNetV1d', dict(deep_stem=True, avg_down=True)),
+])  # fmt: skip
+def test_starts_as_the_network_of_each_library(kind, options, library, depth, tmp_path):
+    backbones = importlib.import_module(f'{library}.models.backbones')
+    narrow = dict(base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3))
+    if hasattr(backbones, kind):
+        theirs = getattr(backbones, kind)(depth=depth, **narrow)
+    else:  # mmdet has no V1c
+        theirs = backbones.ResNet(depth, **narrow, **options)
+    theirs = scramble_norms(theirs)
+    torch.save({f'backbone.{key}': value for key, value in theirs.state_dict().items()}, tmp_path / 'plain.pth')
+    ours = start(tmp_path / 'plain.pth', depth=depth, **options)
+    torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=1e-5, atol=1e-5)
 
 
 def test_pretrained_is_short_for_init_cfg(plain):

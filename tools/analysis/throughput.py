@@ -17,7 +17,7 @@ import warnings
 from mmsb.analysis import machine, networks, plots, zoo
 from mmsb.analysis.memory import limit_to_free_memory
 from mmsb.analysis.report import check_folders, markdown, write_json
-from mmsb.analysis.steps import DTYPES, MEMORY_FORMATS, MODES, PHASES, Setting
+from mmsb.analysis.steps import DTYPES, INFERENCE_MODES, MEMORY_FORMATS, MODES, PHASES, Setting
 from mmsb.analysis.throughput import Cell, Plan, measure, summarise_all
 from mmsb.engine.launcher import run_tool
 from mmsb.engine.progress import progress_of
@@ -86,10 +86,14 @@ def settings_of(args, plain: networks.Source) -> list[Setting]:
             raise ValueError(f'{plain.config!r} is not a classification config: give --sizes, e.g. 800x1333')
         sizes = [zoo.input_shape(cfg)[1:]]
     choices = itertools.product(args.modes, args.memory_formats, args.dtypes, args.phases, args.batch_sizes, sizes)
-    return [
+    settings = [
         Setting(phase, batch_size, tuple(size_px), mode, memory_format, dtype)
         for mode, memory_format, dtype, phase, batch_size, size_px in dict.fromkeys(choices)
+        if phase == 'inference' or mode not in INFERENCE_MODES
     ]
+    if not settings:
+        raise ValueError(f'--modes {" ".join(args.modes)} are for inference: add it to --phases')
+    return settings
 
 
 def spread(figures: dict, name: str, decimals: int) -> str:

@@ -7,7 +7,7 @@ import traceback
 
 from mmsb.options import one_line
 
-from .sections import Section, TypeName, leaves
+from .sections import Section, TypeName, joined, leaves
 from .signatures import near, shown
 from .watch import Mistake, Watch, unknown_type
 
@@ -37,6 +37,9 @@ def explained(error: BaseException, stage: str, cfg: Section, seen: Watch) -> st
     if owners and 'must contain the key "type"' in text:
         key = near('type', dict.keys(owners[0]))
         return f'{owners[0]._place} has no type' + (f' (did you write {key!r} for it?)' if key else '')
+    for frame in itertools.islice(reversed(frames), 3):
+        if values := _read(*frame):
+            return _said('', values, text)
     for owner in owners:
         values = _blamed(_options(owner, owner._place), frames, text)
         if values:
@@ -60,9 +63,9 @@ def _said(place: str, values: list[tuple[str, object]], text: str) -> str:
     if len(values) == 1:
         ((key, value),) = values
         return f'{key}={shown(value)}: {text}'
-    own = ', '.join(f'{key.removeprefix(place + ".")}={shown(value)}' for key, value in values[:MANY])
+    own = ', '.join(f'{key.removeprefix(f"{place}.")}={shown(value)}' for key, value in values[:MANY])
     own += ', ...' if len(values) > MANY else ''
-    return f'{place} ({own}): {text}' if own else f'{place}: {text}'
+    return f'{place} ({own}): {text}' if place and own else f'{place or own}: {text}'
 
 
 def _at(cfg: Section, place: str):
@@ -105,9 +108,26 @@ def _blamed(values: list[tuple[str, object]], frames: list, text: str) -> list[t
         if re.match(r'(el)?if |assert |raise ', frame[1]) and (found := _mentioned(values, *frame)):
             return found
     named = [(key, value) for key, value in values if re.search(rf'\b{re.escape(key.rpartition(".")[2])}\b', text)]
-    said = [one for one in values if len(str(one[1])) > 1 and not isinstance(one[1], bool) and _in(one[1], text)]
+    telling = [one for one in values if not isinstance(one[1], bool) and (len(str(one[1])) > 1 or one[1] == 0)]
+    said = [one for one in telling if _in(one[1], text)]
     found = [one for one in named if one in said] or named or said
     return found or (_mentioned(values, *frames[-1]) if frames else [])
+
+
+def _read(variables: dict, statement: str) -> list[tuple[str, object]]:
+    """List the values that a statement reads from config sections, as in `self.test_cfg.nms.iou_threshold`."""
+    found = {}
+    for words in re.findall(r'[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+', statement.replace(".get('", '.')):
+        first, *rest = words.split('.')
+        node = variables.get(first)
+        for word in rest:
+            if not isinstance(node, Section):
+                node = getattr(node, '__dict__', {}).get(word)
+                continue
+            section, node = node, dict.get(node, word)
+            if section._place is not None and word in dict.keys(section) and not isinstance(node, (dict, TypeName)):
+                found[joined(section._place, word)] = node
+    return list(found.items())
 
 
 def _mentioned(values: list[tuple[str, object]], variables: dict, statement: str) -> list[tuple[str, object]]:

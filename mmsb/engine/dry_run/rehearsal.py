@@ -5,6 +5,7 @@ downloaded or loaded, and the random generators are as before afterwards.
 """
 
 import contextlib
+import copy
 import inspect
 import io
 import os
@@ -25,6 +26,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.configs import build_model, drop_warm_starts
+from mmsb.datasets.loading import load_sample
+from mmsb.datasets.paths import annotation_file, leaf_datasets
 
 from .. import rng
 from ..stops import RunStopped
@@ -41,6 +44,7 @@ LOADER_OPTIONS = Options(  # those that the runner takes out, and PyTorch's
     },
     closed=True,
 )
+LARGE_BYTES = 50e6  # of an annotation file; that of COCO's training takes half a minute and 3 GB
 WRITES = ('out', 'output_dir', 'outfile_prefix', 'out_file_path', 'format_only')  # options of metrics that write files
 
 
@@ -67,7 +71,7 @@ def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Mod
 
 @contextlib.contextmanager
 def _untouched() -> Iterator[None]:
-    """Restore the random generators and mmengine's global objects afterwards, and print nothing meanwhile."""
+    """Be alone and print nothing; restore the random generators and mmengine's global objects afterwards."""
     state = rng.get_state()
     managers = [ManagerMixin, *_subclasses(ManagerMixin)]
     before = [(manager, dict(manager._instance_dict)) for manager in managers]
@@ -75,11 +79,14 @@ def _untouched() -> Iterator[None]:
         if not issubclass(manager, DefaultScope):
             manager._instance_dict.clear()
     silence = io.StringIO()
+    is_distributed = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False  # the other processes wait, and answer nobody
     try:
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
+        torch.distributed.is_initialized = is_distributed
         for manager in [ManagerMixin, *_subclasses(ManagerMixin)]:
             manager._instance_dict.clear()
         for manager, instances in before:
@@ -191,9 +198,10 @@ class Rehearsal(Runner):
         self._seen.no_download = False
         try:
             check_options(self.cfg[key], DataLoader, LOADER_OPTIONS)
-            loader = self.build_dataloader(self.cfg[key], seed=self.seed)
-        except (RuntimeError, OSError, AssertionError):
-            if not self._seen.no_download:
+            loader = self.build_dataloader(self._quick_to_read(key), seed=self.seed)
+        except (RuntimeError, OSError, AssertionError) as error:
+            section = getattr(error, 'section', None)
+            if not self._seen.no_download or (section is not None and '.pipeline' in section._place):
                 raise
             return None, None
         loader.num_workers = 0  # some loops start the workers when they are built
@@ -203,8 +211,19 @@ class Rehearsal(Runner):
         if not count:
             raise ValueError('the dataset has no samples')
         chosen = [count - 1, 0][: loader.batch_size or 1]  # in folders of classes, the last one has the highest label
-        samples = [loader.dataset[i] for i in chosen]
+        samples = [load_sample(loader.dataset, i) for i in chosen]
         return loader, loader.collate_fn(samples)
+
+    def _quick_to_read(self, key: str) -> Section:
+        """Copy a section, but spare a dataset its large annotation file if the validation has a smaller one."""
+        section = copy.deepcopy(self.cfg[key])
+        smaller = leaf_datasets((self.cfg.get('val_dataloader') or {}).get('dataset') or {}, '')
+        smaller = {one.get('type'): one for _, one in smaller if not _is_large(one)}
+        for _, leaf in leaf_datasets(section.get('dataset') or {}, ''):
+            other = smaller.get(leaf.get('type')) if _is_large(leaf) else None
+            if other is not None:
+                leaf.update({key: other[key] for key in ('data_root', 'ann_file', 'data_prefix') if key in other})
+        return section
 
     def _evaluator(self, key: str) -> Evaluator:
         """Build an evaluator, but without metrics that write files, of which only the options are checked."""
@@ -249,6 +268,11 @@ class Rehearsal(Runner):
             meant = near(name, names)
             if split == 'val' and name != 'auto' and name not in names and meant:
                 raise ValueError(f'default_hooks.checkpoint.save_best: no metric {name!r}; did you mean {meant!r}?')
+
+
+def _is_large(dataset: Section) -> bool:
+    path = annotation_file(dataset)
+    return path is not None and os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES
 
 
 def _start(model: nn.Module) -> None:

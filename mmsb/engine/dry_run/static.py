@@ -133,8 +133,8 @@ def check_names(cfg: Config) -> None:
     """Check the top-level names of a config file and of the files that it inherits from.
 
     A name must be a known key, or be used in the file that sets it or, as `_base_.NAME`, in one that inherits from it.
-    Files that belong to an installed library may have unused names, and so may a dumped config, in which a name that
-    was used has become a value.
+    Files that belong to an installed library may have unused names; so may a dumped config, in which a name that was
+    used has become a value, and a config with `custom_imports`, whose code may read any name.
 
     Raises:
         ValueError: a name has no effect.
@@ -149,14 +149,14 @@ def check_names(cfg: Config) -> None:
         tree = ast.parse(re.sub(r'\{\{.*?\}\}', 'None', source).replace('"None"', 'None').replace("'None'", 'None'))
         set_here = {name.id: name for statement in tree.body for name in _targets(statement)}
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-        dumped = {'launcher', 'work_dir', 'randomness'} <= {*set_here}
+        lenient = 'custom_imports' in cfg or {'launcher', 'work_dir', 'randomness'} <= {*set_here}
         if '.mim' in Path(path).parts:
             continue
         for name in set_here:
             if name in (*known, '_base_') or name in used or name in from_bases or name.startswith('__'):
                 continue
             meant = near(name, known, SURE)
-            if meant or not dumped:
+            if meant or not lenient:
                 why = f'did you mean {meant!r}?' if meant else 'it is no key of a config, and nothing here uses it'
                 raise ValueError(f'config {path!r} sets {name!r}, which has no effect: {why}')
 

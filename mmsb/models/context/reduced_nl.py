@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsb.models.context.nl import NL
+from mmsb.models.pooling import adaptive_pool2d
 from mmsb.options import known_options, positive_integer
 from mmsb.registry import MODELS
 
@@ -36,7 +37,7 @@ class ReducedNL(NL):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the non-local term to `x`, (B, C, H, W)."""
-        pooled = F.adaptive_avg_pool2d(x, self.pool_size)
+        pooled = adaptive_pool2d(x, self.pool_size)
         theta, phi = self.theta(pooled).flatten(2), self.phi(pooled).flatten(2)  # (B, C / ratio, S*S)
         weights = self.embedded_gaussian(theta.transpose(1, 2), phi)  # (B, S*S, S*S)
         term = weights @ self.g(pooled).flatten(2).transpose(1, 2)  # (B, S*S, C / ratio)

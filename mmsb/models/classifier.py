@@ -1,0 +1,108 @@
+"""SBResNet as a classifier in plain PyTorch: torchvision's names and interface, and an entry for timm's registry."""
+
+import os
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmsb.checkpoints.load import load_state_dict
+from mmsb.models.resnet import PAPER_BIAS, SBResNet
+from mmsb.models.weights import split_head
+from mmsb.options import positive_integer
+
+
+class SBResNetClassifier(SBResNet):
+    """ResNet with spatial bias, global average pool and linear layer.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        pretrained: checkpoint of a plain ResNet or of an SB-ResNet, path or URL. Its head is loaded if it has as many
+            classes; else the head is new, and the log says so.
+        num_classes: number of scores; 0: the pooled features.
+        in_chans: channels of the image, by timm's name.
+        options: of SBResNet.
+
+    Raises:
+        ValueError: as SBResNet, and for a number of classes that is not an integer of at least 0.
+        FileNotFoundError: if the checkpoint does not exist.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        pretrained: str | os.PathLike | None = None,
+        num_classes: int = 1000,
+        spatial_bias: dict | None = PAPER_BIAS,
+        *,
+        in_chans: int = 3,
+        **options,
+    ):
+        super().__init__(depth, spatial_bias, in_channels=in_chans, out_indices=(3,), pretrained=pretrained, **options)
+        self.init_weights()  # before there is a head, which is not a part of a backbone's checkpoint
+        self.num_features = 512 * self.block_type.expansion
+        self.num_classes = num_classes
+        if num_classes != 0:
+            positive_integer('num_classes', num_classes)
+            self.fc = nn.Linear(self.num_features, num_classes)
+            if pretrained is not None:
+                self._load_head(pretrained)
+        self.feature_info = [dict(num_chs=64, reduction=2, module='relu')]
+        for i in range(4):
+            channels = 64 * 2**i * self.block_type.expansion
+            self.feature_info.append(dict(num_chs=channels, reduction=4 * 2**i, module=f'layer{i + 1}'))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images, (B, in_chans, H, W), to scores, (B, num_classes)."""
+        x = super().forward(x)[-1].mean((2, 3))
+        return self.fc(x) if self.num_classes else x
+
+    def _dump_init_info(self, *_) -> None:
+        """Leave out mmengine's line for each parameter."""
+
+    def _load_head(self, path: str | os.PathLike) -> None:
+        head = split_head(load_state_dict(path))
+        if head and head['fc.weight'].shape == self.fc.weight.shape:
+            self.load_state_dict(head, strict=False)
+            return
+        found = f'a head of {len(head["fc.weight"])} classes' if head else 'no head'
+        print_log(f'{os.fspath(path)!r} has {found}: the one of {self.num_classes} classes is new', logger='current')
+
+
+def timm_network(depth: int, pretrained: bool = False, **options) -> nn.Module:
+    """Build `sb_resnet{depth}` for `timm.create_model`, with its `features_only`, `out_indices`, `num_classes`, ...
+
+    Raises:
+        ValueError: for pretrained=True; no weights are published.
+    """
+    from timm.models import build_model_with_cfg  # importing timm takes seconds
+
+    if pretrained:
+        raise ValueError(f'no weights of sb_resnet{depth} are published: pass checkpoint_path instead of pretrained')
+    cfg = dict(architecture=f'sb_resnet{depth}', first_conv='conv1', classifier='fc', pool_size=(7, 7))
+    given = {'pretrained_cfg': cfg} | {key: value for key, value in options.items() if value is not None}
+    return build_model_with_cfg(SBResNetClassifier, f'sb_resnet{depth}', False, depth=depth, **given)
+
+
+def sb_resnet18(pretrained: str | os.PathLike | None = None, num_classes: int = 1000, **options) -> SBResNetClassifier:
+    """SB-ResNet-18; the arguments are those of `SBResNetClassifier`."""
+    return SBResNetClassifier(18, pretrained, num_classes, **options)
+
+
+def sb_resnet34(pretrained: str | os.PathLike | None = None, num_classes: int = 1000, **options) -> SBResNetClassifier:
+    """SB-ResNet-34; the arguments are those of `SBResNetClassifier`."""
+    return SBResNetClassifier(34, pretrained, num_classes, **options)
+
+
+def sb_resnet50(pretrained: str | os.PathLike | None = None, num_classes: int = 1000, **options) -> SBResNetClassifier:
+    """SB-ResNet-50; the arguments are those of `SBResNetClassifier`."""
+    return SBResNetClassifier(50, pretrained, num_classes, **options)
+
+
+def sb_resnet101(pretrained: str | os.PathLike | None = None, num_classes: int = 1000, **options) -> SBResNetClassifier:
+    """SB-ResNet-101; the arguments are those of `SBResNetClassifier`."""
+    return SBResNetClassifier(101, pretrained, num_classes, **options)
+
+
+def sb_resnet152(pretrained: str | os.PathLike | None = None, num_classes: int = 1000, **options) -> SBResNetClassifier:
+    """SB-ResNet-152; the arguments are those of `SBResNetClassifier`."""
+    return SBResNetClassifier(152, pretrained, num_classes, **options)
