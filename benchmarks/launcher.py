@@ -54,7 +54,7 @@ model = dict(backbone=BIAS)
 dataset = dict(type='mmsb.CIFAR100Arrays', data_root=DATA)
 """),
     coco=('mmdet', 4, f"""
-_base_ = '{ROOT}/configs/coco/faster-rcnn_r50_fpn_b4-12e_coco128-320.py'
+_base_ = '{ROOT}/configs/_base_/coco128_faster-rcnn_12e.py'
 model = dict(backbone=BIAS)
 dataset = dict(data_root=DATA)
 """),
@@ -72,8 +72,8 @@ def backbone_of(task: str, biased: bool) -> str:
     """Return the diff of the backbone: plain is upstream's own, but for CIFAR, whose ResNet upstream does not have."""
     if task == 'cifar':
         return 'dict()' if biased else 'dict(spatial_bias=None)'
-    plain = "dict(type='ResNet')" if task == 'imagenet' else "dict(type='mmdet.ResNet')"
-    return "dict(type='mmsb.SBResNet')" if biased else plain
+    kind = 'mmsb.SBResNet' if biased else 'ResNet'
+    return f'dict(type={kind!r}, init_cfg=None)'  # random weights: nothing to download
 
 
 def write_config(path: Path, options: argparse.Namespace, biased: bool) -> Path:
