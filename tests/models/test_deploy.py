@@ -90,7 +90,9 @@ def same_when_deployed(model: nn.Module, *inputs) -> nn.Module:
 @pytest.mark.parametrize('name', OPTIONS)
 @pytest.mark.parametrize('cls', [SBResNet, SBResNetCifar])
 def test_every_option_of_the_networks(cls, name):
-    if cls is SBResNetCifar and ({'deep_stem', 'stage_with_dcn'} & set(OPTIONS[name]) or name.startswith(('frozen', 'basic'))):
+    if cls is SBResNetCifar and (
+        {'deep_stem', 'stage_with_dcn'} & set(OPTIONS[name]) or name.startswith(('frozen', 'basic'))
+    ):
         pytest.skip('no such option')
     net = cls(*([11] if cls is SBResNetCifar else []), base_channels=8, **OPTIONS[name])
     net = same_when_deployed(trained(revert_sync_batchnorm(net)), image(2, 3, 75, 50))
