@@ -92,7 +92,7 @@ def _merge_bias(block: Bottleneck) -> None:
     The convolution that reads the maps takes the weights of `bias_conv`, if it is a plain one. With fusion 'add' the
     maps get a `bias_conv` of ones, since a norm scales them differently for each channel.
     """
-    if block.bias_fusion == 'add' and block.bias_conv is None:
+    if block.bias_fusion == 'add' and not hasattr(block, 'bias_conv'):
         beside = getattr(block, block.bias_position)
         if _is_foldable(beside):
             num_maps, width = block.spatial_bias.num_maps, beside.out_channels
@@ -128,7 +128,7 @@ def _summed(block: Bottleneck) -> str | None:
     """Return the name of the convolution to whose output that of `bias_conv` is added."""
     reader = 'conv2' if block.bias_position == 'conv1' else 'conv3'
     beside = block.bias_position if block.bias_fusion == 'add' else reader
-    return None if block.bias_conv is None else beside
+    return None if getattr(block, 'bias_conv', None) is None else beside
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
