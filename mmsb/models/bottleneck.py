@@ -64,7 +64,7 @@ class ResidualBlock(BaseModule):
         self.relu = nn.ReLU(inplace=True)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.with_cp = with_cp
-        self.bias_position = self.bias_fusion = self.bias_conv = None
+        self.bias_position = self.bias_fusion = None
         if spatial_bias is not None:
             check_spatial_bias(spatial_bias, positions)
             options = dict(spatial_bias)
@@ -154,7 +154,7 @@ class ResidualBlock(BaseModule):
 
     def sum_maps(self, maps: Tensor) -> Tensor:
         """Sum the N maps; in a deployed network, scaled for each of the M channels."""
-        if self.bias_conv is not None:
+        if hasattr(self, 'bias_conv'):
             return self.bias_conv(maps)
         check_not_folded(getattr(self, self.bias_position))
         return maps.sum(1, keepdim=True)

@@ -91,7 +91,7 @@ def _merge_bias(block: ResidualBlock) -> None:
     The convolution that reads the maps takes the weights of `bias_conv`, if it is a plain one. With fusion 'add' the
     maps get a `bias_conv` of ones, since a norm scales them differently for each channel.
     """
-    if block.bias_fusion == 'add' and block.bias_conv is None:
+    if block.bias_fusion == 'add' and not hasattr(block, 'bias_conv'):
         beside = getattr(block, block.bias_position)
         if _is_foldable(beside):
             num_maps, width = block.spatial_bias.num_maps, beside.out_channels
@@ -125,7 +125,7 @@ def _as_matrix(bias: SpatialBias, norm: _BatchNorm) -> nn.Linear:
 
 def _summed(block: ResidualBlock) -> str | None:
     """Return the name of the convolution to whose output that of `bias_conv` is added."""
-    if block.bias_conv is None:
+    if getattr(block, 'bias_conv', None) is None:
         return None
     beside = block.convs.index(block.bias_position)
     return block.convs[beside if block.bias_fusion == 'add' else beside + 1]
