@@ -72,7 +72,10 @@ FIXED_SIZES = {'ge': 224, 'bat': 112}  # of the images of networks whose blocks 
 DOWNSTREAM = ('coco/', 'ade20k/', 'camvid/', 'demo/faster-rcnn')
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith(DOWNSTREAM)])
+TIMM = 'imagenet/sb-convnext'  # tests/models/test_timm_backbone.py
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith((*DOWNSTREAM, TIMM))])
 def test_config_trains_a_step(name):
     cfg = zoo.load(name)
     if name.startswith('demo/') and cfg.default_scope == 'mmseg':

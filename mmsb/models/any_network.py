@@ -178,24 +178,34 @@ class Probe:
 
 
 def probe(model: nn.Module, blocks: Iterable[nn.Module]) -> list[Probe]:
-    """Run a network once on the meta device, without arithmetic, and note what the blocks that it calls see."""
+    """Run a network once, and note what the blocks that it calls see."""
+    found = [Probe(block) for block in blocks]
+    handles = [handle for one in found for handle in one.listen(_probe_px(model))]
+    try:
+        run_on_meta(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [one for one in found if one.stride]
+
+
+def _probe_px(model: nn.Module) -> int:
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    side_px = cfg['input_size'][-1] if cfg.get('fixed_input_size') else PROBE_PX
+    return cfg['input_size'][-1] if cfg.get('fixed_input_size') else PROBE_PX
+
+
+def run_on_meta(model: nn.Module) -> None:
+    """Run a network on one image in evaluation mode on the meta device: no arithmetic, and no weight is touched."""
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    image = torch.empty(1, channels, side_px, side_px, device='meta')
+    image = torch.empty(1, channels, _probe_px(model), _probe_px(model), device='meta')
     values = {name: value.to('meta') for name, value in [*model.named_parameters(), *model.named_buffers()]}
     training = {module: module.training for module in model.modules()}
-    found = [Probe(block) for block in blocks]
-    handles = [handle for one in found for handle in one.listen(side_px)]
     try:
         with torch.no_grad():
             functional_call(model.eval(), values, image)
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in training.items():
             module.training = mode
-    return [one for one in found if one.stride]
 
 
 def _add(found: Probe, *, norm_cfg: dict | None = None, **options) -> None:
