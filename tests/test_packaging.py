@@ -85,7 +85,7 @@ def test_metadata(wheel):
     metadata = message_from_bytes(archive.read(next(n for n in archive.namelist() if n.endswith('/METADATA'))))
     assert metadata['Name'] == 'mmsb', 'mim finds a package by the name of its distribution'
     assert metadata['License-Expression'] == 'Apache-2.0'
-    assert set(metadata.get_all('Provides-Extra')) == {'mminstall', 'dev', 'all'}
+    assert set(metadata.get_all('Provides-Extra')) == {'mminstall', 'dev', 'export', 'all'}
     requirements = metadata.get_all('Requires-Dist')
     hard = [line for line in requirements if 'extra ==' not in line]
     assert any(line.startswith('torch') for line in hard)

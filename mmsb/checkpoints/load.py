@@ -124,15 +124,16 @@ def drop_config_text(checkpoint):
     return checkpoint
 
 
-def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
+def install_reader(*, trust: bool = False, own: Iterable[str] = (), everywhere: bool = False) -> None:
     """Make mmengine load every checkpoint as data, whether for an `init_cfg`, a hook or a stock runner.
 
-    The same holds for `mmengine.load` of pickled annotations (`pickles.py`), and for every `torch.load` in this process
-    and its workers, even one with `weights_only=False`.
+    The same holds for `mmengine.load` of pickled annotations (`pickles.py`).
 
     Args:
         trust: whether checkpoints may run their code.
         own: folders that this run writes; files in them count as its own.
+        everywhere: whether the same is to hold for every `torch.load` in this process and its workers, even one with
+            `weights_only=False`; a tool wants that, a program that imports mmsb may not.
     """
     _trusted.clear()
     _trusted.update(everything=trust, folders=[Path(folder).resolve() for folder in own])
@@ -144,7 +145,8 @@ def install_reader(*, trust: bool = False, own: Iterable[str] = ()) -> None:
 
     CheckpointLoader.register_scheme(list(CheckpointLoader._schemes), load_as_data, force=True)
     pickles.install_handler(trust=trust)
-    os.environ[_AS_DATA] = '0' if trust else '1'
+    if everywhere:
+        os.environ[_AS_DATA] = '0' if trust else '1'
 
 
 def require_file(path: str | os.PathLike) -> None:

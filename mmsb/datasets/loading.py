@@ -120,7 +120,8 @@ def load_sample(dataset, index: int):
     """Load a sample of a dataset; an error in any step of its pipeline names the sample's files.
 
     Raises:
-        ValueError: the sample can't be loaded; one line with the index, and the damaged file or else all of its files.
+        BadImageError: one of its files is damaged; one line with the index and that file.
+        ValueError: it can't be loaded for another reason; one line with the index and all of its files.
     """
     try:
         return dataset[index]
@@ -130,11 +131,9 @@ def load_sample(dataset, index: int):
             raise
         flaws = [f'{key} {path!r} {flaw}' for key, path in files if (flaw := _flaw_of(path))]
         named = ', '.join(f'{key} {path!r}' for key, path in files)
-        raise ValueError(
-            f'sample {index}: {flaws[0]}'
-            if flaws
-            else f'sample {index}{f" ({named})" if named else ""} cannot be loaded: {text}'
-        ) from error
+        if flaws:
+            raise BadImageError(f'sample {index}: {flaws[0]}') from error
+        raise ValueError(f'sample {index}{f" ({named})" if named else ""} cannot be loaded: {text}') from error
 
 
 def _files(dataset, index: int) -> list[tuple[str, str]]:

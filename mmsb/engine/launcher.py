@@ -112,7 +112,7 @@ def load_config(
     cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
     if not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg))
+    install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg), everywhere=True)
     if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
         raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file, and must be a folder')
     return cfg

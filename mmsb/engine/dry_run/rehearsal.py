@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.configs import build_model, drop_warm_starts
-from mmsb.datasets.loading import load_sample
+from mmsb.datasets.loading import BadImageError, load_sample
 from mmsb.datasets.paths import annotation_file, leaf_datasets
 
 from .. import rng
@@ -211,7 +211,12 @@ class Rehearsal(Runner):
         if not count:
             raise ValueError('the dataset has no samples')
         chosen = [count - 1, 0][: loader.batch_size or 1]  # in folders of classes, the last one has the highest label
-        samples = [load_sample(loader.dataset, i) for i in chosen]
+        try:
+            samples = [load_sample(loader.dataset, i) for i in chosen]
+        except BadImageError:
+            raise
+        except ValueError as error:  # the files are sound: a mistake in the config
+            raise (error.__cause__ or error) from None
         return loader, loader.collate_fn(samples)
 
     def _quick_to_read(self, key: str) -> Section:
