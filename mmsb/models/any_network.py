@@ -42,7 +42,6 @@ BLOCKS: dict[str, tuple[str, str]] = {  # type of block: (beside this module, th
     'timm.models.resnest.ResNestBottleneck': ('conv2', 'conv3'),
     'timm.models.resnet.BasicBlock': ('conv1', 'conv2'),
     'timm.models.resnet.Bottleneck': ('conv2', 'conv3'),
-    'timm.models.resnetv2.Bottleneck': ('conv2', 'conv3'),
     'timm.models.resnetv2.PreActBasic': ('conv1', 'conv2'),
     'timm.models.resnetv2.PreActBottleneck': ('conv2', 'conv3'),
     'timm.models.rexnet.LinearBottleneck': ('conv_dw', 'conv_pwl.conv'),
@@ -52,8 +51,6 @@ BLOCKS: dict[str, tuple[str, str]] = {  # type of block: (beside this module, th
     'timm.models.senet.SEResNeXtBottleneck': ('conv2', 'conv3'),
     'timm.models.sknet.SelectiveKernelBasic': ('conv1', 'conv2.conv'),
     'timm.models.sknet.SelectiveKernelBottleneck': ('conv2', 'conv3.conv'),
-    'timm.models.tresnet.BasicBlock': ('conv1', 'conv2.conv'),
-    'timm.models.tresnet.Bottleneck': ('conv2', 'conv3.conv'),
 }
 STAGES = (4, 8, 16)
 OPTIONS = ('num_maps', 'pool_size', 'kernel_size', 'pool', 'mix', 'norm_cfg')
