@@ -169,7 +169,7 @@ def _is_batch_norm(norm: nn.Module) -> bool:
 
 def _is_foldable(conv: nn.Module) -> bool:
     """Return whether a module is a convolution of exactly the weights that it stores."""
-    computed = bool(conv._forward_pre_hooks) or nn.utils.parametrize.is_parametrized(conv)
+    computed = bool(conv._forward_pre_hooks or conv._forward_hooks) or nn.utils.parametrize.is_parametrized(conv)
     transposed = type(conv) in TRANSPOSED_CONVS and conv.groups == 1
     return not computed and (type(conv) in CONVS or transposed or type(conv).__name__ == DEFORMABLE)
 

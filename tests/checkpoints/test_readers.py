@@ -140,8 +140,9 @@ def sources() -> Iterator[tuple[str, str, bool]]:
 
 
 @pytest.fixture(autouse=True)
-def _reader():
-    install_reader()
+def _reader(monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '')  # as it was, afterwards
+    install_reader(everywhere=True)
 
 
 def test_every_reader_of_the_libraries_is_ours_or_is_named_in_the_docs():
@@ -251,7 +252,7 @@ def test_sound_annotations_are_read_as_before(protocol, tmp_path):
 
 
 def test_with_trust_all_runs_as_in_mmengine(tmp_path):
-    install_reader(trust=True)
+    install_reader(trust=True, everywhere=True)
     for name, read in (('a.pkl', mmengine.load), ('a.pth', lambda file: torch.load(file, weights_only=False))):
         canary = tmp_path / f'{name}-ran'
         (tmp_path / name).write_bytes(os_system(str(canary)))
