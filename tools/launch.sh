@@ -20,7 +20,8 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     exit 1
 fi
 here=$(cd "$(dirname "$0")" && pwd)
-export MMSB_LAUNCH="$(date +%s)-$$-$RANDOM" # restarted processes go on with the run of this launch
+MMSB_LAUNCH="$(date +%s)-$$-$RANDOM" # restarted processes go on with the run of this launch
+export MMSB_LAUNCH
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${NNODES:-1}" = 1 ]; then # each run picks its own free port
     nodes=(--standalone --local-addr=127.0.0.1)
