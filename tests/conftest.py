@@ -78,9 +78,11 @@ def run_tool():
 
 
 @pytest.fixture(autouse=True)
-def _no_scope_left_behind():
-    """Keep a default scope that one test has set from the next test."""
+def _nothing_left_behind():
+    """Keep a default scope, and what a tool makes of torch.load, that one test has set from the next test."""
     before = dict(DefaultScope._instance_dict)
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     yield
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)

@@ -36,6 +36,8 @@ def autocast(dtype: torch.dtype | None):
 @pytest.mark.parametrize('name', [*zoo.shipped(), 'coco/faster-rcnn_sb-r50_fpn_1x_coco.py'])
 def test_networks(name):
     cfg = zoo.load(name)
+    if cfg.model.backbone.type == 'mmsb.TimmBackbone':
+        pytest.skip('timm reads numbers from tensors while it builds a network, and fake ones have none')
     shape = zoo.input_shape(cfg) if zoo.is_classifier(cfg) else (3, 96, 160)
     with fake_gpu():
         network = zoo.build_backbone(cfg)
