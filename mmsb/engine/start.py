@@ -68,14 +68,10 @@ class WorkDir:
             ValueError: another training writes to the work dir; the given checkpoint is not valid; or there are
                 checkpoints, and none can be taken.
         """
-        cfg = self._cfg
-        if resume is None and cfg.get('resume'):
-            resume = cfg.get('load_from') or 'auto'
+        cfg, resume = self._cfg, _wanted(self._cfg, resume)
         if resume is not None or is_restart():
             self.start = first_process_decides(cfg, lambda: self._decide(resume))
-        cfg.resume = self.start.path is not None
-        if cfg.resume:
-            cfg.load_from = self.start.path
+        _write_start(cfg, self.start.path)
 
     def _decide(self, resume: str | None) -> Start:
         self._lock.take()
@@ -201,12 +197,19 @@ def _run_of(path: str) -> str | None:
 
 def decide_as_stock(cfg: Config, resume: str | None) -> None:
     """Write into a config the checkpoint that MMEngine would resume from, unvalidated; see `WorkDir.decide`."""
-    if resume is None and cfg.get('resume'):
-        resume = cfg.get('load_from') or 'auto'
+    resume = _wanted(cfg, resume)
     found = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' or is_restart() else None
     if found and not os.path.exists(found) and '://' not in found:  # mmsb's pointer is relative to the work dir
         found = os.path.join(cfg.work_dir, found)
-    path = found or (None if resume == 'auto' else resume)
+    _write_start(cfg, found or (None if resume == 'auto' else resume))
+
+
+def _wanted(cfg: Config, resume: str | None) -> str | None:
+    """Return what `--resume` asks for or, without it, the config: 'auto', a path, or None."""
+    return cfg.get('load_from') or 'auto' if resume is None and cfg.get('resume') else resume
+
+
+def _write_start(cfg: Config, path: str | None) -> None:
     cfg.resume = path is not None
     if cfg.resume:
         cfg.load_from = path

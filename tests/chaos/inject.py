@@ -116,15 +116,15 @@ class InSaves:
                 return open_file(file, mode, *args, **kwargs)
             self._point()
             stream = open_file(file, mode, *args, **kwargs)
-            return _Stream(stream, self._point)
+            return Stream(stream, self._point)
 
         return watched
 
 
-class _Stream:
+class Stream:
     """A file open for writing, with two fault points in each write."""
 
-    def __init__(self, stream, point: Callable[[], None]) -> None:
+    def __init__(self, stream, point: Callable[..., None]) -> None:
         self._stream, self._point = stream, point
 
     def __enter__(self):

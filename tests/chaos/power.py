@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mmengine.hooks
 
-from chaos.inject import SAVE_AT, die
+from chaos.inject import SAVE_AT, Stream, die
 from chaos.row import Row
 from chaos.victim import train, write_config
 from mmsb.checkpoints.store import first_valid, list_checkpoints
@@ -83,7 +83,7 @@ class Recorder:
             if self._operations is None or 'w' not in mode:
                 return stream
             self._note('create', file)
-            return _Stream(stream, lambda content: self._note('write', file, content=content))
+            return _Recorded(stream, lambda content: self._note('write', file, content=content))
 
         return watched
 
@@ -96,23 +96,11 @@ class Recorder:
             self._operations.append((name, *names, *([] if content is None else [content])))
 
 
-class _Stream:
-    """A file open for writing whose writes are recorded."""
-
-    def __init__(self, stream, note: Callable[[bytes], None]) -> None:
-        self._stream, self._note = stream, note
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stream.close()
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
+class _Recorded(Stream):
+    """A file open for writing whose writes are recorded, by the function in the place of the fault point."""
 
     def write(self, content) -> int:
-        self._note(content.encode() if isinstance(content, str) else bytes(content))
+        self._point(content.encode() if isinstance(content, str) else bytes(content))
         return self._stream.write(content)
 
 
