@@ -36,6 +36,8 @@ class WorkDirLock:
     def __init__(self, folder: str) -> None:
         self._path = Path(folder, FILE)
         self._file: int | None = None
+        self._touching: threading.Thread | None = None
+        self._ended = threading.Event()
         self.record: dict = {}  # of the run that the folder holds, from before this process took the lock
 
     def take(self, *, create: bool = False) -> None:
@@ -72,11 +74,13 @@ class WorkDirLock:
         """
         record = dict(run=run, launch=launch, host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T'))
         self._write(record)
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._touching = threading.Thread(target=self._touch, daemon=True)
+        self._touching.start()
 
     def end(self) -> None:
         """Note in the file that the run has ended, so that no other host waits for a sign of life."""
         if self._file is not None:
+            self._fall_silent()
             self._write({**_read(self._file), 'ended': True})
             os.close(self._file)
             self._file = None
@@ -122,11 +126,16 @@ class WorkDirLock:
         os.pwrite(self._file, json.dumps(record).ljust(_SIZE_BYTES - 1).encode() + b'\n', 0)
         os.fsync(self._file)
 
-    def _beat(self) -> None:
-        while (file := self._file) is not None:
+    def _touch(self) -> None:
+        while not self._ended.wait(BEAT_S):
             with contextlib.suppress(OSError):  # the next one may succeed
-                os.utime(file)
-            time.sleep(BEAT_S)
+                os.utime(self._file)
+
+    def _fall_silent(self) -> None:
+        """Stop the touches before the file is closed: its number may soon belong to another file."""
+        self._ended.set()
+        if self._touching is not None:
+            self._touching.join()
 
 
 def _read(file: int) -> dict:

@@ -70,8 +70,8 @@ def elsewhere(tmp_path, monkeypatch):
     with monkeypatch.context() as there:
         there.setattr(socket, 'gethostname', lambda: 'node7')
         theirs.begin('0123', None)
-    theirs_file, theirs._file = theirs._file, None  # stops the touches
-    os.close(theirs_file)
+    theirs._fall_silent()
+    os.close(theirs._file)
     return work_dir
 
 
