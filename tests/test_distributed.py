@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsb.checkpoints.load import load_state_dict
-
 CONFIG = """
 _base_ = '{digits}'
 custom_imports = dict(imports=['rank_losses'])
