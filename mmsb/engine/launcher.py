@@ -6,7 +6,6 @@ The dumped config shows everything that is added. Precedence: config < flags < `
 import argparse
 import contextlib
 import copy
-import importlib.util
 import logging
 import os
 import sys
@@ -27,7 +26,7 @@ from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
-from . import fast
+from . import fast, log_to
 from .dry_run import check_config, dry_run, known_keys
 from .processes import first_process_decides, is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, add_hook, is_stock, output_folders
@@ -68,7 +67,7 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--trust-checkpoint', action='store_true', help='let a checkpoint run code; use it only for your own files'
     )
-    parser.add_argument('--tensorboard', action='store_true', help='also write TensorBoard events')
+    parser.add_argument('--tensorboard', action='store_true', help='also write TensorBoard events: log_to=tensorboard')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -103,7 +102,7 @@ def load_config(
     if args.trust_checkpoint:
         cfg.trust_checkpoint = True
     if args.tensorboard:
-        _add_tensorboard(cfg)
+        log_to.add(cfg, 'tensorboard')
     check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted({*cfg, *known_keys()}))
     cfg.merge_from_dict(args.cfg_options)
     check_config(cfg)
@@ -118,20 +117,12 @@ def load_config(
     return cfg
 
 
-def _add_tensorboard(cfg: Config) -> None:
-    if importlib.util.find_spec('tensorboard') is None:
-        raise ImportError('--tensorboard needs the tensorboard package: run `pip install tensorboard`')
-    visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
-    backends = list(visualizer.get('vis_backends') or [ConfigDict(type='LocalVisBackend')])
-    if not any('TensorboardVisBackend' in str(backend.get('type')) for backend in backends):
-        visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
-
-
 def _add_defaults(cfg: Config) -> None:
     """Write explicit defaults for what would otherwise depend on chance or on one library's own tool."""
     randomness = cfg.get('randomness') or {}
     cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
     add_hook(cfg, 'mmsb.ProgressHook')
+    log_to.add_backends(cfg)
     logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))
     if logger and is_stock(logger.get('type'), 'LoggerHook'):
         logger.type = 'mmsb.LoggerHook'
@@ -159,11 +150,12 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
         loaders: names of the dataloaders that the run uses.
 
     Raises:
-        ImportError: a library is missing.
+        ImportError: a library is missing, or the package of a tracker that `log_to` names.
         FileNotFoundError: a dataset or checkpoint is missing.
         ValueError: a mistake in the config, or the checkpoint belongs to another model.
     """
     check_library(cfg)
+    log_to.check_installed(cfg)
     with contextlib.suppress(TypeError, AttributeError):  # values of the wrong kind, which the dry run reports
         check_paths(cfg, loaders)
     start = cfg.get('load_from')

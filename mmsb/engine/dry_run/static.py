@@ -15,7 +15,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from mmsb.configs import LIBRARIES
 from mmsb.options import check_keys
 
-from .. import fast
+from .. import fast, log_to
 from .signatures import SURE, fits, hint, kinds_of, near, shown, wrong_value
 
 RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
@@ -29,6 +29,7 @@ RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
     'sync_bn',
     'trust_checkpoint',  # ours
     *fast.KEYS,
+    log_to.KEY,
 )
 OTHERS_READ = ('tta_model', 'tta_pipeline')  # the libraries' own tools
 ARGUMENTS = {
