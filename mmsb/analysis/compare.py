@@ -20,6 +20,7 @@ from mmsb.configs import build_model, check_library, drop_warm_starts
 IGNORED = ('work_dir', 'resume', 'launcher', 'log_to', 'visualizer', 'experiment_name', 'log_level')
 LOWER_IS_BETTER = ('loss', 'error', 'mae', 'mse', 'nme')
 UNSET = '(unset)'
+_FIRST = ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader')  # of the differences
 _SHOWN_DIFFERENCES = 6
 _SHOWN_CHARACTERS = 40
 
@@ -118,17 +119,19 @@ def _relevant(run: Run) -> dict:
     cfg = {key: value for key, value in run.cfg.to_dict().items() if key not in IGNORED}
     cfg['randomness'] = {key: value for key, value in (cfg.get('randomness') or {}).items() if key != 'seed'}
     cfg['processes'] = run.processes
-    return cfg
+    cfg['load_from'] = cfg.get('load_from')
+    return {key: cfg[key] for key in sorted(cfg, key=lambda key: (key not in _FIRST, key))}
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name groups by the common beginning of their work dirs, below the folder that all have in common."""
-    paths = {run.path: os.path.abspath(run.path) for runs in groups for run in runs}
-    above = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
-    relative = [[os.path.relpath(paths[run.path], above) for run in runs] for runs in groups]
-    short = [one[0] if len(one) == 1 else _common_beginning(one) for one in relative]
+    """Name groups by the common beginning of their work dirs, of which the last folders tell the runs apart."""
+    parts = [Path(os.path.abspath(run.path)).parts for runs in groups for run in runs]
+    depth = next(depth for depth in itertools.count(1) if len({part[-depth:] for part in parts}) == len(parts))
+    work_dirs = [[os.path.join(*Path(os.path.abspath(run.path)).parts[-depth:]) for run in runs] for runs in groups]
+    short = [_common_beginning(names) if len(names) > 1 else names[0] for names in work_dirs]
     return [
-        name if name and short.count(name) == 1 else ', '.join(one) for name, one in zip(short, relative, strict=True)
+        name if name and short.count(name) == 1 else ', '.join(names)
+        for name, names in zip(short, work_dirs, strict=True)
     ]
 
 

@@ -96,8 +96,7 @@ def draw(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
             curves = [curve for run in runs if (curve := _curve(run, metric))]
             if curves:
                 _draw_row(axis, row, curves, palette[i % len(palette)])
-        axis.set_title('training loss, smoothed' if metric == 'loss' else f'{metric}, validation', fontsize='medium')
-        axis.set(xlabel=unit, ylabel=metric)
+        axis.set(xlabel=unit, ylabel='training loss, smoothed' if metric == 'loss' else f'{metric}, validation')
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
     for axis in axes.flat[len(panels) :]:

@@ -77,10 +77,12 @@ def read_run(work_dir: str | Path) -> Run:
     """Read a work dir; the run may still be in progress.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
+        FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
         ValueError: it has no logs, or no config that can be read.
     """
     path = Path(work_dir)
+    if path.is_file():
+        raise NotADirectoryError(f'work dir {str(work_dir)!r} is a file, and must be a folder')
     if not path.is_dir():
         raise FileNotFoundError(f'work dir {str(work_dir)!r} does not exist')
     logs = sorted(path.glob(SCALARS), key=lambda log: log.parts[-3])

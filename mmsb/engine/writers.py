@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
-from mmengine.visualization import Visualizer
+from mmengine.visualization import LocalVisBackend, Visualizer
 
 from mmsb.options import one_line
 
-_BACKEND_METHODS = ('add_config', 'add_graph', 'add_image', 'add_scalar', 'add_scalars')
+_BACKEND_METHODS = ('add_config', 'add_graph', 'add_image', 'add_scalar', 'add_scalars', 'close')
 
 
 class Lost:
@@ -26,6 +26,7 @@ class Lost:
     def __init__(self) -> None:
         self.count = 0
         self._handlers: set[logging.Handler] = set()
+        self._not_started: set[int] = set()  # ids of backends
 
     def guard_logger(self, logger: MMLogger) -> None:
         """Count the lines that the handlers of a logger can't write, instead of printing a traceback for each."""
@@ -33,10 +34,15 @@ class Lost:
             handler.handleError = functools.partial(self._lose_line, handler, handler.handleError)
 
     def guard_visualizer(self, visualizer: Visualizer) -> None:
-        """Count what the backends of a visualizer can't write; a line of scalars is written whole or not at all."""
+        """Count what the backends of a visualizer can't write; a line of scalars is written whole or not at all.
+
+        Trackers such as W&B raise errors of their own. One that can't be started is not tried again, since each try may
+        wait for the network.
+        """
         for backend in getattr(visualizer, '_vis_backends', {}).values():
+            errors = OSError if isinstance(backend, LocalVisBackend) else Exception
             for name in _BACKEND_METHODS:
-                setattr(backend, name, self._tolerant(getattr(backend, name), backend))
+                setattr(backend, name, self._tolerant(getattr(backend, name), backend, errors=errors))
 
     def guard_metrics(self, evaluator: Evaluator) -> None:
         """Let metrics that can't write their files give no result; only the first process computes one."""
@@ -59,23 +65,28 @@ class Lost:
         else:
             otherwise(record)
 
-    def _tolerant(self, function: Callable, owner, *, otherwise=None) -> Callable:
+    def _tolerant(self, function: Callable, owner, *, otherwise=None, errors: type[Exception] = OSError) -> Callable:
         @functools.wraps(function)
         def call(*args, **kwargs):
+            if id(owner) in self._not_started:
+                self.count += 1
+                return otherwise
             scalars = getattr(owner, '_scalar_save_file', None)
             before = os.path.getsize(scalars) if scalars and os.path.exists(scalars) else 0
             try:
                 return function(*args, **kwargs)
-            except OSError as error:
+            except errors as error:
                 if before:
                     with contextlib.suppress(OSError):
                         os.truncate(scalars, before)
+                if errors is Exception and not getattr(owner, '_env_initialized', False):
+                    self._not_started.add(id(owner))
                 self.note(f'what {type(owner).__name__} writes', error)
                 return otherwise
 
         return call
 
-    def note(self, what: str, error: OSError) -> None:
+    def note(self, what: str, error: Exception) -> None:
         """Count something that could not be written; report the first one."""
         self.count += 1
         if self.count == 1:
