@@ -6,7 +6,6 @@ its own argument parser; the config that it is given is read, overridden and bui
 
 import argparse
 import importlib.util
-import inspect
 import io
 import itertools
 import re
@@ -20,10 +19,10 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from mmsb.analysis import zoo
 from mmsb.configs import read_config
+from mmsb.engine.dry_run import known_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDERS = {'CONFIG': 'configs/demo/sb-resnet11_b64-10e_digits.py', 'SEED': '0'}
@@ -101,9 +100,10 @@ def build_backbone(cfg: Config) -> None:
 def check_config(path: str, cfg_options: dict) -> None:
     """Check that a config exists, has the sections that `--cfg-options` overrides, and builds with them."""
     cfg = read_config(str(ROOT / path))
+    known = {*cfg, *known_keys()}
     for key in cfg_options:
         first, *between = key.split('.')[:-1] or [key]
-        assert first in {*cfg, *inspect.signature(Runner).parameters}, f'{path} has no {first!r}'
+        assert first in known, f'{path} has no {first!r}'
         node = cfg.get(first)
         for part in between[:-1]:
             assert part in node, f'{path} has no {part!r}, which {key} names'

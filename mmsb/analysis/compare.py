@@ -98,7 +98,7 @@ def compare(work_dirs: Sequence[str | Path]) -> list[Row]:
     for work_dir in work_dirs:
         run = read_run(work_dir)
         groups.setdefault(json.dumps(_relevant(run), sort_keys=True, default=str), []).append(run)
-    groups = {key: sorted(runs, key=lambda run: (run.seed is None, run.seed)) for key, runs in groups.items()}
+    groups = {key: sorted(runs, key=lambda run: -1 if run.seed is None else run.seed) for key, runs in groups.items()}
     differences = differing([_relevant(runs[0]) for runs in groups.values()])
     names = _names(list(groups.values()))
     return [
@@ -159,7 +159,8 @@ def _last(runs: Sequence[Run], metric: str) -> Value | None:
 def _best(runs: Sequence[Run], metric: str) -> Value | None:
     best = min if any(word in metric.lower() for word in LOWER_IS_BETTER) else max
     curves = [[value for _, value in run.curve(metric)] for run in runs]
-    return Value.of([best(values) for values in curves if values])
+    finite = [[value for value in values if math.isfinite(value)] for values in curves]
+    return Value.of([best(values) for values in finite if values])
 
 
 def count_params(run: Run) -> int | None:
@@ -241,7 +242,7 @@ def _metric_cell(row: Row, metric: str) -> str:
     if last is None:
         return '-'
     only = f' ({last.n} of {len(row.runs)} seeds)' if last.n < len(row.runs) else ''
-    return f'{last}{only}' + (f', best {best}' if str(best) != str(last) else '')
+    return f'{last}{only}' + (f', best {best}' if best and str(best) != str(last) else '')
 
 
 def _differences_cell(row: Row) -> str:
@@ -264,7 +265,7 @@ def as_json(row: Row) -> dict:
         total=row.runs[0].total,
         unit=row.runs[0].unit,
         in_progress=row.in_progress,
-        metrics={key: dict(last=plain(value), best=plain(row.best[key])) for key, value in row.last.items()},
+        metrics={key: dict(last=plain(value), best=plain(row.best.get(key))) for key, value in row.last.items()},
         params=row.params,
         images_per_s=plain(row.images_per_s),
         differences=row.differences,

@@ -88,9 +88,7 @@ def read_run(work_dir: str | Path) -> Run:
     logs = sorted(path.glob(SCALARS), key=lambda log: log.parts[-3])
     train, val = _merge(logs)
     if not train and not val:
-        raise ValueError(
-            f'{str(work_dir)!r} has no logs of a training: expected {SCALARS} in it, with at least one line'
-        )
+        raise ValueError(f'{str(work_dir)!r} has no logs of a training: expected lines in {SCALARS}')
     cfg = _read_cfg(path, logs[-1])
     if cfg.get('resume') or len(logs) > 1:
         first = _read_cfg(path, logs[0])
@@ -111,9 +109,7 @@ def _read_cfg(work_dir: Path, log: Path) -> Config:
     beside = log.with_name('config.py')
     path = beside if beside.is_file() else next(iter(sorted(work_dir.glob('*.py'))), None)
     if path is None:
-        raise ValueError(
-            f'{str(work_dir)!r} has no config: expected {beside.relative_to(work_dir)} or a .py file in it'
-        )
+        raise ValueError(f'{str(work_dir)!r} has no config: expected {beside.relative_to(work_dir)} or *.py')
     return read_config(str(path))
 
 

@@ -5,6 +5,7 @@ own, stays as it is.
 """
 
 import importlib.util
+import os
 
 from mmengine.config import Config, ConfigDict
 
@@ -42,13 +43,20 @@ def add_backends(cfg: Config) -> None:
     Raises:
         ValueError: as `names` does.
     """
-    wanted = [BACKENDS[name] for name in names(cfg)]
+    wanted = names(cfg)
     if not wanted:
         return
     visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
     backends = list(visualizer.get('vis_backends') or [ConfigDict(type='LocalVisBackend')])
     present = {str(backend.get('type')).rpartition('.')[2] for backend in backends}
-    visualizer.vis_backends = [*backends, *(ConfigDict(type=kind) for kind in wanted if kind not in present)]
+    visualizer.vis_backends = [*backends, *(_backend(name) for name in wanted if BACKENDS[name] not in present)]
+
+
+def _backend(name: str) -> ConfigDict:
+    backend = ConfigDict(type=BACKENDS[name])
+    if name == 'mlflow':  # MMEngine's default, a folder of files, is refused by MLflow 3; this is MLflow's own default
+        backend.tracking_uri = os.environ.get('MLFLOW_TRACKING_URI') or 'sqlite:///mlflow.db'
+    return backend
 
 
 def check_installed(cfg: Config) -> None:

@@ -33,7 +33,7 @@ def write_start(
     records: list[dict],
     name: str = '20260101_000000',
     *,
-    seed: int = 0,
+    seed: int | None = 0,
     loop: str = EPOCHS,
     bias: str = 'dict(num_maps=3)',
     scope: str = 'mmpretrain',
@@ -139,6 +139,18 @@ def test_seeds_are_compared_where_all_have_arrived(tmp_path):
     assert (row.last['accuracy/top1'].mean, row.last['accuracy/top1'].n) == (51.0, 2)
     assert row.best['accuracy/top1'].mean == statistics.mean([70.0, 52.0])
     assert row.progress == '0 to 2 of 2 epochs, in progress'
+
+
+def test_runs_without_a_seed(tmp_path):
+    paths = [write_start(tmp_path / f'run-{i}', two_epochs(50.0, 60.0 + i), seed=None) for i in (0, 1)]
+    (row,) = compare(paths)
+    assert (row.seeds, row.last['accuracy/top1'].mean) == ([None, None], 60.5)
+
+
+@pytest.mark.parametrize('values', [(float('nan'), 50.0), (50.0, float('nan'))])
+def test_the_best_value_is_a_number(tmp_path, values):
+    (row,) = compare([write_start(tmp_path / 'run', two_epochs(*values))])
+    assert row.best['accuracy/top1'].mean == 50
 
 
 @pytest.mark.parametrize(
@@ -287,3 +299,10 @@ def test_mistakes_are_one_line(tmp_path):
         compare([path])
     with pytest.raises(NotADirectoryError, match='is a file'):
         compare([path / '20260101_000000/vis_data/scalars.json'])
+
+
+def test_a_metric_that_never_was_a_number(tmp_path):
+    (row,) = compare([write_start(tmp_path / 'run', two_epochs(float('nan'), float('nan')))])
+    header, (cells,) = table([row], ['accuracy/top1'])
+    assert cells[header.index('accuracy/top1')] == 'nan'
+    assert as_json(row)['metrics']['accuracy/top1']['best'] is None

@@ -38,7 +38,8 @@ def backends(cfg: Config) -> list[str]:
         (dict(log_to='wandb'), ['LocalVisBackend', 'WandbVisBackend']),
         (dict(config="log_to = ['mlflow', 'aim']"), ['LocalVisBackend', 'MLflowVisBackend', 'AimVisBackend']),
         (dict(tensorboard=True), ['LocalVisBackend', 'TensorboardVisBackend']),
-        (dict(tensorboard=True, config="log_to = 'aim'"), ['LocalVisBackend', 'AimVisBackend', 'TensorboardVisBackend']),
+        (dict(tensorboard=True, config="log_to = 'aim'"),
+         ['LocalVisBackend', 'AimVisBackend', 'TensorboardVisBackend']),
         (dict(tensorboard=True, log_to='aim'), ['LocalVisBackend', 'AimVisBackend']),  # the options have the last word
         (dict(config="log_to = 'aim'", log_to=None), []),
         (dict(config="log_to = 'aim'\nvisualizer = dict(type='Visualizer', vis_backends=[dict(type='AimVisBackend')])"),
