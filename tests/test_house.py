@@ -14,7 +14,7 @@ ROOMS = [  # from top to bottom; those of one line do not know each other
     ('models', 'datasets'),
     ('checkpoints',),
     ('ops',),
-    ('files', 'options', 'registry', 'version'),
+    ('files', 'imports', 'options', 'registry', 'version'),
 ]
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 OF_CHECKPOINTS = {'mmsb.checkpoints.load'}  # what models may import
