@@ -25,7 +25,7 @@ from mmsb.models.bottleneck import check_not_folded
 from mmsb.models.spatial_bias import SpatialBias, norm_for_maps
 from mmsb.options import check_keys, choose, one_line
 
-#: By the full name of a type of block: path of the layer that a bias stands beside, path of the one that reads its maps.
+#: Type of a block, full name: path of the layer that a bias stands beside, path of the layer that reads its maps.
 BLOCKS: dict[str, tuple[str, str]] = {
     'timm.models.byobnet.BasicBlock': ('conv1_kxk', 'conv2_kxk.conv'),
     'timm.models.byobnet.BottleneckBlock': ('conv2_kxk', 'conv3_1x1.conv'),
