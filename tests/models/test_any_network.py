@@ -3,7 +3,6 @@
 import copy
 import io
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -66,9 +65,6 @@ NETWORKS = {  # type of block: a small network that has it, its name in timm or 
 RESNET, CONVNEXT = 'timm.models.resnet.Bottleneck', 'timm.models.convnext.ConvNeXtBlock'
 INVERTED = 'timm.models._efficientnet_blocks.InvertedResidual'
 every_type = pytest.mark.parametrize('kind', BLOCKS)
-NEEDS_COMPILER = pytest.mark.skipif(
-    not any(map(shutil.which, ('g++', 'clang++'))), reason='torch.compile with inductor needs a C++ compiler'
-)
 NEEDS_EXPORT = pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.6'), reason='needs PyTorch 2.6')
 
 
@@ -242,11 +238,10 @@ def test_compiles_to_one_graph(kind):
     torch.testing.assert_close(out(torch.compile(net, backend='eager', fullgraph=True)), expected)
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=NEEDS_COMPILER)])
-def test_a_compiled_block_trains(backend):
-    block, x = biased(trained(RESNET))[0], torch.randn(2, 8, 16, 16)
+def test_a_compiled_block_trains():
+    block, x = biased(trained(RESNET))[1], torch.randn(2, 32, 16, 16)
     expected = [block(x), *torch.autograd.grad(block(x).square().mean(), block.bias_conv.weight)]
-    compiled = torch.compile(block, backend=backend, fullgraph=True)
+    compiled = torch.compile(block, backend='aot_eager', fullgraph=True)
     found = [y := compiled(x), *torch.autograd.grad(y.square().mean(), block.bias_conv.weight)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
