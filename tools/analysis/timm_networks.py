@@ -4,7 +4,7 @@ python tools/analysis/timm_networks.py 'resnet*' convnext_tiny
 python tools/analysis/timm_networks.py --csv docs/tables/timm_networks.csv --markdown docs/tables/timm_networks.md
 
 Weights are random, and nothing is downloaded or computed. Without a name or pattern, all of timm's networks are
-counted; this takes about ten minutes.
+counted; this takes many minutes.
 """
 
 import argparse
