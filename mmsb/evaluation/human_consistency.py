@@ -13,7 +13,7 @@ They are computed for each human and condition, then averaged over conditions, h
 import csv
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -127,21 +127,41 @@ def read_responses(files: Iterable[str | os.PathLike]) -> Responses:
     return found
 
 
-def read_folder(folder: str | os.PathLike) -> dict[str, Responses]:
-    """Read the responses to all data sets in a folder: FOLDER/DATASET/*.csv.
+def find_humans(folder: str | os.PathLike) -> dict[str, list[Path]]:
+    """List the files of humans' answers by data set, FOLDER/DATASET/*subject-*.csv.
+
+    The publication keeps the answers of networks in the same folders.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file has another layout.
+        FileNotFoundError: there is none.
     """
-    found = {}
-    for dataset in LEFT_OUT:
-        files = sorted(Path(folder, dataset).glob('*.csv'))
-        if files:
-            found[dataset] = read_responses(files)
-    if not found:
-        raise FileNotFoundError(f'there is no DATASET/*.csv in {os.fspath(folder)!r}; data sets: {", ".join(LEFT_OUT)}')
-    return found
+    return _find(folder, '*subject-*.csv')
+
+
+def find_responses(folder: str | os.PathLike, humans: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
+    """List the files of answers, FOLDER/DATASET/*.csv, by data set, without those of the humans.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    known = {path.resolve() for paths in humans.values() for path in paths}
+    return _find(folder, '*.csv', known)
+
+
+def _find(folder: str | os.PathLike, pattern: str, known: Collection[Path] = ()) -> dict[str, list[Path]]:
+    found = {
+        dataset: [path for path in sorted(Path(folder, dataset).glob(pattern)) if path.resolve() not in known]
+        for dataset in LEFT_OUT
+    }
+    if not any(found.values()):
+        names = ', '.join(LEFT_OUT)
+        raise FileNotFoundError(f'there is no DATASET/{pattern} in {os.fspath(folder)!r}; data sets: {names}')
+    return {dataset: paths for dataset, paths in found.items() if paths}
+
+
+def read_all(files: Mapping[str, Sequence[Path]]) -> dict[str, Responses]:
+    """Read the answers to all data sets; see `read_responses`."""
+    return {dataset: read_responses(paths) for dataset, paths in files.items()}
 
 
 def by_condition(dataset: str, answers: Mapping[tuple[str, str], bool]) -> dict[str, dict[str, bool]]:
@@ -192,7 +212,7 @@ def with_humans(humans: Mapping[str, Responses], model: Mapping[str, Mapping]) -
     """Compare one decision maker with all humans: the mean of each data set that both have.
 
     Args:
-        humans: from `read_folder`.
+        humans: from `read_all`.
         model: for each data set, of each (condition, trial), whether it was right.
     """
     return {

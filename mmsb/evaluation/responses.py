@@ -1,7 +1,8 @@
 """A classifier's answers to the out-of-distribution sets of Geirhos et al., in the csv layout of the humans' answers.
 
-A folder of a data set is laid out as in its publication: DATASET/dnn/session-1/*.png, with names such as
-0001_cop_dnn_c30_knife_10_n03041632_7380.png: number, experiment, 'dnn', condition, category, and the image.
+Data sets are laid out as in their publication: as DATASET/dnn/session-1/*.png, with names such as
+0001_cop_dnn_c30_knife_10_n03041632_7380.png (number, experiment, 'dnn', condition, category, and the image); or, those
+without conditions (edge, silhouette and cue-conflict), as DATASET/CATEGORY/*.png.
 """
 
 import csv
@@ -18,6 +19,7 @@ from mmsb.infer import Inferencer, inputs
 from .human_consistency import COLUMNS, LEFT_OUT
 
 NUM_CLASSES = 1000
+_SESSION = 'session-'
 _FIELDS = 5  # of an image's name, before those that name the image itself
 
 
@@ -41,12 +43,14 @@ def to_category(scores: np.ndarray, mapping: dict[str, list[int]]) -> str:
     return max(means, key=means.get)
 
 
-def parse_name(path: str) -> tuple[str, str]:
-    """Return condition and category in the name of an image.
+def describe(path: str) -> tuple[str, str]:
+    """Return condition and category of an image; the condition is 'NaN' where there are none.
 
     Raises:
         ValueError: it is not named as in the publication.
     """
+    if not Path(path).parent.name.startswith(_SESSION):
+        return 'NaN', Path(path).parent.name
     parts = Path(path).stem.split('_')
     if len(parts) <= _FIELDS:
         raise ValueError(f'{path!r} is not named NUMBER_EXPERIMENT_dnn_CONDITION_CATEGORY_..._IMAGE.png')
@@ -62,16 +66,18 @@ def find_datasets(folder: str | os.PathLike) -> dict[str, list[str]]:
     """
     found, known = {}, categories()
     for dataset in LEFT_OUT:
-        sessions = sorted(Path(folder, dataset, 'dnn').glob('session-*'))
-        images = [str(path) for session in sessions for path in sorted(session.glob('*.png'))]
+        patterns = (f'dnn/{_SESSION}*/*.png', '*/*.png')
+        images = sorted(str(path) for pattern in patterns for path in Path(folder, dataset).glob(pattern))
         for path in images:
-            if parse_name(path)[1] not in known:
-                raise ValueError(f'{path!r} is of category {parse_name(path)[1]!r}; valid: {", ".join(known)}')
+            category = describe(path)[1]
+            if category not in known:
+                raise ValueError(f'{path!r} is of category {category!r}; valid: {", ".join(known)}')
         if images:
             found[dataset] = images
     if not found:
         names = ', '.join(LEFT_OUT)
-        raise FileNotFoundError(f'there is no DATASET/dnn/session-1/*.png in {os.fspath(folder)!r}; data sets: {names}')
+        where = 'DATASET/dnn/session-1/*.png or DATASET/CATEGORY/*.png'
+        raise FileNotFoundError(f'there is no {where} in {os.fspath(folder)!r}; data sets: {names}')
     return found
 
 
@@ -105,7 +111,7 @@ def respond(
         rows = []
         for prediction in inferencer.predict(inputs.read(paths, _refuse), batch_size=batch_size):
             path = prediction.picture.path
-            condition, category = parse_name(path)
+            condition, category = describe(path)
             answer = to_category(prediction.sample.pred_score.float().cpu().numpy(), mapping)
             rows.append([name, 1, len(rows) + 1, 'NaN', answer, category, condition, Path(path).name])
             show(dataset, len(rows), len(paths))

@@ -19,9 +19,11 @@ from mmsb.evaluation.human_consistency import (
     LEFT_OUT,
     compare,
     condition_of,
+    find_humans,
+    find_responses,
     humans_with_humans,
     mean,
-    read_folder,
+    read_all,
     table,
     trial_of,
 )
@@ -84,6 +86,11 @@ def naive(one: Path, other: Path, condition: str) -> list[float]:
     return [(p - q) ** 2, same, 1.0 if same == 1 else (same - expected) / (1 - expected)]
 
 
+def compared(humans: Path, networks: Path) -> dict:
+    files = find_humans(humans)
+    return table(read_all(files), read_all(find_responses(networks, files)))
+
+
 COUNTED = {'contrast': ['c50', 'c15'], 'uniform-noise': ['0.10', '0.35'], 'edge': ['0']}
 
 
@@ -92,7 +99,7 @@ def values(found) -> list[float]:
 
 
 def test_humans_are_compared_in_all_pairs(folders):
-    found = humans_with_humans(read_folder(folders[0]))
+    found = humans_with_humans(read_all(find_humans(folders[0])))
     assert list(found) == ['contrast', 'uniform-noise', 'edge']
     for dataset, conditions in COUNTED.items():
         files = sorted((folders[0] / dataset).glob('*.csv'))
@@ -104,7 +111,7 @@ def test_humans_are_compared_in_all_pairs(folders):
 
 
 def test_a_network_is_compared_with_each_human(folders):
-    found = table(*map(read_folder, folders))['net']
+    found = compared(*folders)['net']
     assert list(found) == ['contrast', 'uniform-noise']
     for dataset in found:
         (own,) = (folders[1] / dataset).glob('*.csv')
@@ -113,6 +120,13 @@ def test_a_network_is_compared_with_each_human(folders):
             for human in sorted((folders[0] / dataset).glob('*.csv'))
         ]
         np.testing.assert_allclose(values(found[dataset]), np.mean(wanted, axis=0))
+
+
+def test_networks_in_the_folders_of_the_humans_are_no_humans(folders):
+    apart = compared(*folders)
+    for path in folders[1].rglob('*.csv'):
+        path.rename(folders[0] / path.relative_to(folders[1]))
+    assert compared(folders[0], folders[0]) == apart
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,7 @@ def test_the_command_prints_writes_and_draws(folders, tmp_path, run_tool):
     options = ('--humans', folders[0], '--responses', folders[1], '--json', 'found.json', '--figure', 'figure.png')
     done = run_tool('analysis/human_consistency.py', *options, '--datasets', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    wanted = table(*map(read_folder, folders))
+    wanted = compared(*folders)
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in done.stdout.splitlines()[2:]]
     assert [row[:2] for row in rows] == [
         ['humans', '3 of 17'], ['humans', 'contrast'], ['humans', 'uniform-noise'], ['humans', 'edge'],
@@ -229,13 +243,14 @@ model = dict(
 def images(tmp_path) -> Path:
     """Images of two data sets, in the folders and under the names of the publication."""
     chance = np.random.default_rng(0)
-    for dataset, condition, image in (('contrast', 'c50', 'n04111531_1'), ('edge', '0', 'oven10')):
-        folder = tmp_path / 'images' / dataset / 'dnn/session-1'
-        folder.mkdir(parents=True)
-        for number, category in enumerate(('oven', 'bear'), 1):
-            pixels = chance.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            name = f'{number:04d}_exp_dnn_{condition}_{category}_10_{image}{number}.png'
-            Image.fromarray(pixels).save(folder / name)
+    for number, category in enumerate(('bear', 'oven'), 1):
+        for name in (
+            f'contrast/dnn/session-1/{number:04d}_cop_dnn_c50_{category}_10_n04111531_{number}.png',
+            f'edge/{category}/{category}{number}.png',
+        ):
+            path = tmp_path / 'images' / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(chance.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     return tmp_path / 'images'
 
 
@@ -259,7 +274,7 @@ def test_a_network_answers_in_the_layout_of_the_publication(images, network, tmp
         with open(tmp_path / f'out/{dataset}/{dataset}_tiny-net_session-1.csv') as file:
             header, *rows = csv.reader(file)
         assert header == list(COLUMNS)
-        paths = sorted((images / dataset / 'dnn/session-1').iterdir())
+        paths = sorted((images / dataset).rglob('*.png'))
         assert [row[7] for row in rows] == [path.name for path in paths]
         for row, path in zip(rows, paths, strict=True):
             pixels = torch.from_numpy(np.asarray(Image.open(path))[..., ::-1].copy()).permute(2, 0, 1)[None].float()
@@ -270,7 +285,7 @@ def test_a_network_answers_in_the_layout_of_the_publication(images, network, tmp
                 if sum(scores[i] for i in classes) / len(classes) > best:
                     best, answer = sum(scores[i] for i in classes) / len(classes), category
             assert row[:3] == ['tiny-net', '1', str(rows.index(row) + 1)]
-            assert row[4:7] == [answer, path.name.split('_')[4], path.name.split('_')[3]]
+            assert row[4:7] == [answer, ('bear', 'oven')[rows.index(row)], 'c50' if dataset == 'contrast' else 'NaN']
 
 
 def test_the_16_categories_are_those_of_the_shape_bias_metric():
@@ -290,16 +305,16 @@ def rename(folder: Path, pattern: str, name: str) -> None:
 @pytest.mark.parametrize(
     ('spoil', 'said'),
     [
-        (lambda folder: folder.rename(folder.with_name('other')), 'there is no DATASET/dnn/session-1/*.png'),
-        (lambda folder: rename(folder, '*.png', 'a.png'), 'is not named'),
+        (lambda folder: folder.rename(folder.with_name('other')), 'there is no DATASET/dnn/session-1/*.png or'),
+        (lambda folder: rename(folder, '*cop*.png', 'a.png'), 'is not named'),
         (lambda folder: next(folder.rglob('*.png')).write_bytes(b'no'), 'is not an image'),
-        (lambda folder: rename(folder, '*.png', '1_e_d_0_cow_1_a.png'), "is of category 'cow'; valid: airplane"),
+        (lambda folder: rename(folder, '*cop*.png', '1_e_d_0_cow_1_a.png'), "is of category 'cow'; valid: airplane"),
+        (lambda folder: rename(folder, 'oven', 'cow'), "is of category 'cow'; valid: airplane"),
     ],
-    ids=['folder', 'name', 'image', 'category'],
+    ids=['folder', 'name', 'image', 'category in the name', 'category of a folder'],
 )
 def test_images_that_are_none_of_the_sets(spoil, said, images, network, tmp_path, run_tool):
-    spoil(images / 'edge')
-    (images / 'contrast').rename(tmp_path / 'aside')
+    spoil(images)
     options = ('--network', *network, '--images', images, '--responses', 'out', '--device', 'cpu')
     done = run_tool('analysis/human_consistency.py', *options, cwd=tmp_path)
     assert done.returncode == 1

@@ -119,7 +119,9 @@ def test_a_mask_holds_the_labels_of_the_library(folder, weights, inferencers, tm
     from mmseg.apis import inference_model, init_model
 
     found = write_predictions(inferencers['segmenter'], images(folder), tmp_path, batch_size=2)
-    model = init_model(CONFIGS['segmenter'], weights['segmenter'], device='cpu')
+    cfg = read_config(CONFIGS['segmenter'])
+    cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
+    model = init_model(cfg, weights['segmenter'], device='cpu')
     for image in found['images']:
         labels = inference_model(model, image['file_name']).pred_sem_seg.data[0].numpy()
         mask = Image.open(tmp_path / image['mask'])
@@ -204,7 +206,8 @@ def test_bad_input_is_one_line_and_writes_nothing(files, options, said, folder, 
 
 
 @pytest.mark.parametrize(
-    ('checkpoint', 'said'), [('detector', 'does not fit: the network has no'), ('nothing', 'does not exist')]
+    ('checkpoint', 'said'),
+    [('segmenter', 'does not fit: the network has no decode_head'), ('nothing', 'does not exist')],
 )
 def test_a_checkpoint_of_another_network_is_refused(checkpoint, said, weights):
     path = weights.get(checkpoint, 'nothing.pth')

@@ -4,7 +4,7 @@ python tools/analysis/human_consistency.py --humans human-responses --responses 
 python tools/analysis/human_consistency.py --network CONFIG CHECKPOINT --images datasets --responses responses \
     --humans human-responses
 
-The first compares answers in csv files, DIR/DATASET/*.csv; without --responses, humans with each other. The second lets
+The first compares answers in csv files; without --responses, humans with each other. The second lets
 a classifier answer the images first.
 """
 
@@ -18,7 +18,7 @@ from mmsb.checkpoints.load import install_reader, require_file
 from mmsb.configs import read_config
 from mmsb.engine.launcher import run_tool
 from mmsb.engine.progress import progress_of
-from mmsb.evaluation.human_consistency import LEFT_OUT, Consistency, mean, read_folder, table
+from mmsb.evaluation.human_consistency import LEFT_OUT, Consistency, find_humans, find_responses, mean, read_all, table
 from mmsb.files import write_whole
 from mmsb.options import choose, positive_integer
 
@@ -27,12 +27,20 @@ FORMATS = ('.pdf', '.png', '.svg')
 
 def parse_args():
     parser = argparse.ArgumentParser(description='Compare the errors of a classifier with those of humans.')
-    parser.add_argument('--humans', metavar='DIR', help='answers of humans: DIR/DATASET/*.csv')
-    parser.add_argument('--responses', metavar='DIR', help='answers of others; with --network, the folder to write to')
+    parser.add_argument('--humans', metavar='DIR', help='answers of humans: DIR/DATASET/*subject-*.csv')
+    parser.add_argument(
+        '--responses',
+        metavar='DIR',
+        help='answers of others: DIR/DATASET/*.csv; with --network, the folder to write to',
+    )
     parser.add_argument(
         '--network', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='classifier of 1000 classes to run'
     )
-    parser.add_argument('--images', metavar='DIR', help='images for the network: DIR/DATASET/dnn/session-1/*.png')
+    parser.add_argument(
+        '--images',
+        metavar='DIR',
+        help='images for the network: DIR/DATASET/dnn/session-1/*.png or DIR/DATASET/CATEGORY/*.png',
+    )
     parser.add_argument('--name', help='of the network in the answers (default: the name of the config)')
     parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     parser.add_argument('--batch-size', type=int, default=32, metavar='N', help='default: %(default)s')
@@ -81,12 +89,14 @@ def main() -> None:
     install_reader(everywhere=True)
     if args.figure:
         choose('the suffix of --figure', Path(args.figure).suffix, FORMATS)
-    humans = read_folder(args.humans) if args.humans else None  # a mistake there ends the tool before a network runs
+    files = find_humans(args.humans) if args.humans else {}
+    humans = read_all(files)  # a mistake there ends the tool before a network runs
     if args.network:
         run_network(args)
-    if humans is None:
+    if not humans:
         return
-    found = table(humans, read_folder(args.responses) if args.responses else {})
+    others = read_all(find_responses(args.responses, files)) if args.responses else {}
+    found = table(humans, others)
     rows = []
     for name, figures in found.items():
         rows.append(row(name, f'{len(figures)} of {len(LEFT_OUT)}', mean(figures.values())))
