@@ -112,7 +112,7 @@ class Inferencer:
             FileNotFoundError: an input does not exist, or has no image or video.
         """
         positive_integer('batch_size', batch_size)
-        paths = inputs.find([files] if isinstance(files, (str, os.PathLike)) else files)
+        paths = inputs.find(files)
         yield from self.predict(inputs.read(paths, skip or _warn), batch_size=batch_size)
 
     def predict(self, pictures: Iterable[Picture], *, batch_size: int = 1) -> Iterator[Prediction]:
@@ -240,10 +240,10 @@ def _build(library: str, cfg: Config, checkpoint: str, device: str):
     if library == 'mmdet':
         from mmdet.apis import DetInferencer
 
-        return DetInferencer(cfg, checkpoint, device, show_progress=False)
+        return DetInferencer(cfg, checkpoint, device)
     from mmseg.apis import MMSegInferencer
 
-    return MMSegInferencer(cfg, checkpoint, device=device, show_progress=False)
+    return MMSegInferencer(cfg, checkpoint, device=device)
 
 
 def _build_visualizer():

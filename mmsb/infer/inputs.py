@@ -34,18 +34,18 @@ def is_video(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() in VIDEOS
 
 
-def find(inputs: Iterable[str | os.PathLike]) -> list[str]:
+def find(inputs: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
     """List the files that inputs name, each once and in order.
 
     Args:
-        inputs: files; folders, of which all images and videos in them and in their subfolders are listed by name; and
-            glob patterns.
+        inputs: one or several: files; folders, of which all images and videos in them and in their subfolders are
+            listed by name; and glob patterns.
 
     Raises:
         FileNotFoundError: an input does not exist, or has no image or video.
     """
     found: dict[str, None] = {}
-    for name in map(os.fspath, inputs):
+    for name in map(os.fspath, [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs):
         if os.path.isdir(name):
             files = _files_in(name)
             if not files:

@@ -28,7 +28,7 @@ _PALETTE_COLOURS = 256
 
 def write_predictions(
     inferencer: Inferencer,
-    files: Iterable[str | os.PathLike],
+    files: str | os.PathLike | Iterable[str | os.PathLike],
     out: str | os.PathLike,
     *,
     batch_size: int = 1,

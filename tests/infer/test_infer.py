@@ -63,7 +63,7 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(folder, tmp_path
     (tmp_path / 'deep/.hidden').mkdir(parents=True)
     for name in ('deep/B.JPG', 'deep/.hidden/c.png', 'z.txt'):
         (tmp_path / name).touch()
-    assert inputs.find([tmp_path]) == [str(tmp_path / 'deep/B.JPG')]
+    assert inputs.find(tmp_path) == inputs.find(str(tmp_path)) == [str(tmp_path / 'deep/B.JPG')]
     found = inputs.find([folder / 'b.png', f'{folder}/[ab].png', folder / 'notes.txt'])
     assert found == [str(folder / name) for name in ('b.png', 'a.png', 'notes.txt')]
     assert [Path(path).name for path in inputs.find([folder])] == [
@@ -113,6 +113,30 @@ def test_boxes_are_those_of_the_library_in_the_format_of_coco(folder, weights, i
         np.testing.assert_allclose([one['score'] for one in ours], theirs.scores, rtol=1e-5)
         assert coco.imgs[number]['height'] == SIZES[name][0]
         assert Image.open(tmp_path / coco.imgs[number]['drawn']).size == SIZES[name][::-1]
+
+
+def test_masks_of_instances_are_run_length_encoded(folder, tmp_path):
+    from pycocotools.mask import decode
+
+    config = tmp_path / 'masks.py'
+    config.write_text(f"""_base_ = {CONFIGS['detector']!r}
+model = dict(roi_head=dict(
+    mask_roi_extractor=dict(
+        type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+        out_channels=64, featmap_strides=[4, 8, 16]),
+    mask_head=dict(type='FCNMaskHead', num_convs=1, in_channels=64, conv_out_channels=8, num_classes=10),
+), test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)))
+""")
+    torch.manual_seed(0)
+    torch.save(build_model(read_config(str(config))).state_dict(), tmp_path / 'masks.pth')
+    inferencer = Inferencer(str(config), tmp_path / 'masks.pth', device='cpu')
+    (prediction,) = inferencer(folder / 'a.png')
+    masks = prediction.sample.pred_instances.masks.numpy()
+    assert masks.any()
+    assert not masks.all()
+    found = write_predictions(inferencer, folder / 'a.png', tmp_path / 'out')['annotations']
+    decoded = [decode(one['segmentation']).astype(bool) for one in json.loads(json.dumps(found))]
+    np.testing.assert_array_equal(decoded, masks)
 
 
 def test_a_mask_holds_the_labels_of_the_library(folder, weights, inferencers, tmp_path):
@@ -207,7 +231,7 @@ def test_bad_input_is_one_line_and_writes_nothing(files, options, said, folder, 
 
 @pytest.mark.parametrize(
     ('checkpoint', 'said'),
-    [('segmenter', 'does not fit: the network has no decode_head'), ('nothing', 'does not exist')],
+    [('segmenter', 'does not fit: the network has no backbone'), ('nothing', 'does not exist')],
 )
 def test_a_checkpoint_of_another_network_is_refused(checkpoint, said, weights):
     path = weights.get(checkpoint, 'nothing.pth')
