@@ -6,6 +6,7 @@ A file that can't be read is named and skipped; the exit code is 1 only if none 
 """
 
 import logging
+import os
 import sys
 
 from mmengine.config import Config
@@ -40,21 +41,27 @@ def main() -> None:
     logging.disable(logging.WARNING)  # what the libraries say while they build and load
     positive_integer('--batch-size', args.batch_size)
     require_file(args.checkpoint)
-    inputs.find(args.inputs)  # before the seconds that building takes
+    files = inputs.find(args.inputs)  # before the seconds that building takes
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # no lines of its own about a file that can't be read
 
     def apply_flags(cfg: Config) -> None:
         drop_warm_starts(cfg.model)
 
     cfg = load_config(args, apply_flags)
+
+    def skip(path: str, reason: str) -> None:
+        if len(files) > 1:  # else it is the error that ends the run
+            print(f'skipped {path!r}, which {reason}', file=sys.stderr, flush=True)
+
     inferencer = Inferencer(cfg, args.checkpoint, deploy=args.deploy, device=args.device)
     with progress_of('predict') as show:
         found = write_predictions(
             inferencer,
-            args.inputs,
+            files,
             args.out,
             batch_size=args.batch_size,
             min_score=args.min_score,
-            skip=lambda path, reason: print(f'skipped {path!r}: {reason}', file=sys.stderr, flush=True),
+            skip=skip,
             show=lambda done, total: show('images', done, total),
         )
     number, skipped = len(found['images']), len(found['skipped'])

@@ -92,6 +92,8 @@ def main() -> None:
             cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
 
     cfg = load_config(args, apply_flags)
+    if args.tta and args.show_dir and cfg.default_scope == 'mmpretrain':
+        raise ValueError('--show-dir: MMPretrain draws on the image that the network has read, and --tta reads several')
     if 'runner_type' not in cfg:
         use_safe_runner(cfg)
     drop_warm_starts(cfg.model)

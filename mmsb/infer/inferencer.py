@@ -198,7 +198,7 @@ def check_device(device: str | None) -> str:
 
 
 def _warn(path: str, reason: str) -> None:
-    warnings.warn(f'skipped {path!r}: {reason}', stacklevel=2)
+    warnings.warn(f'skipped {path!r}, which {reason}', stacklevel=2)
 
 
 def _batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:

@@ -71,8 +71,8 @@ def write_predictions(
         run.add(prediction)
         show(done + len(skipped), max(total, done + len(skipped)))
     if not run.content['images']:
-        number = f'none of the {len(paths)} files' if len(paths) > 1 else 'the file'
-        raise ValueError(f'{number} can be read: {skipped[0]["file_name"]!r} {skipped[0]["reason"]}')
+        first = f'{skipped[0]["file_name"]!r} {skipped[0]["reason"]}'
+        raise ValueError(first if len(paths) == 1 else f'none of the {len(paths)} files can be read: {first}')
     run.content['skipped'] = skipped
     write_text(out / JSON, json.dumps(run.content, indent=1) + '\n')
     return run.content

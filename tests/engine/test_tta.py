@@ -113,6 +113,14 @@ def test_what_cannot_be_merged(changes, said):
         use_tta(cfg)
 
 
+def test_views_are_not_drawn_by_mmpretrain(weights, demo_data, tmp_path, run_tool):
+    done = run_tool('test.py', CONFIGS['mmpretrain'], weights['mmpretrain'], '--tta', '--show-dir', tmp_path / 'drawn',
+                    '--work-dir', tmp_path / 'run', cwd=demo_data)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith('error: --show-dir: MMPretrain draws on the image')
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pipeline_without_packing_says_what_to_add():
     with pytest.raises(ValueError, match='add a tta_pipeline'):
         flipped([dict(type='LoadImageFromFile')])
