@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 
+from mmengine.logging import HistoryBuffer
+
 from mmsb.checkpoints.load import load_state_dict
 from mmsb.files import sha256_of
 from mmsb.version import __version__
@@ -112,13 +114,17 @@ def _metrics(content: Mapping, checkpoint: str, stamp: str) -> dict[str, float]:
     if stamp and log.is_file():
         steps = (meta.get('epoch'), meta.get('iter'))
         for line in reversed(log.read_text(errors='replace').splitlines()):
-            found = json.loads(line) if line.startswith('{') and line.endswith('}') else {}
+            try:
+                found = dict(json.loads(line))
+            except (ValueError, TypeError):  # a line that was cut off
+                continue
             if found.get('step') in steps and 'lr' not in found and 'loss' not in found:
                 return {key: value for key, value in found.items() if key not in _NOT_METRICS and _is_number(value)}
     hub = content['message_hub'] if isinstance(content.get('message_hub'), Mapping) else {}
     scalars = hub['log_scalars'] if isinstance(hub.get('log_scalars'), Mapping) else {}
     last = {str(key).removeprefix('val/'): value for key, value in scalars.items() if str(key).startswith('val/')}
-    last = {key: value.current() for key, value in last.items() if key not in _NOT_METRICS and len(value.data[0])}
+    known = {key: value for key, value in last.items() if isinstance(value, HistoryBuffer) and len(value.data[0])}
+    last = {key: value.current() for key, value in known.items() if key not in _NOT_METRICS}
     info = hub['runtime_info'] if isinstance(hub.get('runtime_info'), Mapping) else {}
     if not last and _is_number(info.get('best_score')):
         return {'best score': info['best_score']}

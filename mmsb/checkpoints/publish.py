@@ -97,7 +97,8 @@ def _torch_file(content: dict) -> bytes:
 def _safetensors_file(state: dict[str, Tensor], meta: dict) -> bytes:
     from safetensors.torch import save
 
-    return save(state, metadata={'format': 'pt', **{key: json.dumps(value) for key, value in meta.items()}})
+    texts = {key: json.dumps(value, default=lambda array: array.tolist()) for key, value in meta.items()}
+    return save(state, metadata={'format': 'pt', **texts})
 
 
 def _write(stem: str, suffix: str, content: bytes) -> str:

@@ -106,7 +106,7 @@ def test_metrics_come_from_the_log_of_the_run(checkpoint, tmp_path):
     log = tmp_path / '20261124_183740/vis_data/scalars.json'
     log.parent.mkdir(parents=True)
     lines = [dict(lr=0.1, loss=2.0, step=3), dict(map=0.125, time=1.0, step=3), dict(map=0.5, step=4)]
-    log.write_text('\n'.join(map(json.dumps, lines)) + '\nhalf a li')
+    log.write_text('\n'.join(map(json.dumps, lines)) + '\n[1]\n{"half a li}')
     card = Path(publish_weights(checkpoint, tmp_path / 'net.pth').card).read_text()
     metrics = card.split('## Metrics')[1].split('## Data')[0]
     assert [line for line in metrics.splitlines() if line.startswith('|')][2:] == ['| map | 0.125 |']
