@@ -73,7 +73,7 @@ def make_page(blocks: Sequence[BlockMaps], picture: Picture, answer: Answer, sub
 
 
 def _as_data(block: BlockMaps, exact: bool) -> dict:
-    weight = block.weight.float().numpy()
+    weight = block.weight.double().numpy()
     step = 0.0 if exact else float(np.abs(weight).max() / _STEPS)
     stored = np.rint(weight / step).astype('<i2') if step else weight.astype('<f4')
     return dict(

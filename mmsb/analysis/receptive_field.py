@@ -44,16 +44,16 @@ class Field:
     Attributes:
         gradient: mean absolute gradient of the unit with respect to each pixel, summed over colours, (H, W).
         theoretical: top, left, bottom, right of the theoretical field in pixels, the latter two exclusive.
-        centre: row and column of the centre of the unit's place in the image, in pixels.
+        centre: row and column in the image that the unit lies above, in pixels; 0.5 is the middle of the first.
     """
 
     gradient: np.ndarray
     theoretical: tuple[int, int, int, int]
     centre: tuple[float, float]
 
-    def outside(self, box: tuple[int, int, int, int] | None = None) -> float:
-        """Compute the share of the gradient outside a box, by default the theoretical field."""
-        top, left, bottom, right = box or self.theoretical
+    def outside(self, box: tuple[int, int, int, int]) -> float:
+        """Compute the share of the gradient outside a box, such as a theoretical field."""
+        top, left, bottom, right = box
         rest = self.gradient.copy()
         rest[top:bottom, left:right] = 0
         return float(rest.sum() / self.gradient.sum())
@@ -65,7 +65,7 @@ class Field:
         order = distance.argsort(kind='stable')
         held = self.gradient.ravel()[order].cumsum() / self.gradient.sum()
         last = [min(int(np.searchsorted(held, share)), len(order) - 1) for share in SHARES]
-        return {share: int(np.ceil(2 * distance[order[i]])) for share, i in zip(SHARES, last, strict=True)}
+        return {share: int(np.ceil(2 * distance[order[i]] + 1)) for share, i in zip(SHARES, last, strict=True)}
 
 
 def field_of(backbone: nn.Module, unit: Unit, images: Sequence[Tensor]) -> Field:
@@ -82,15 +82,15 @@ def field_of(backbone: nn.Module, unit: Unit, images: Sequence[Tensor]) -> Field
     shape = images[0].shape
     total = torch.zeros(shape[-2:], dtype=torch.float64)
     for image in images:
-        total += _gradient(backbone, unit, image)[0].double()
+        total += _gradient(backbone, unit, image).double()
     if not total.any():
         raise ValueError('the gradient of this unit is zero everywhere: a ReLU is off in all images, or weights are 0')
-    connected, size = _gradient(connections(backbone), unit, torch.ones(shape, dtype=torch.float64))
+    connected = _gradient(connections(backbone), unit, torch.ones(shape, dtype=torch.float64))
     rows, columns = (torch.nonzero(connected.any(axis)).flatten() for axis in (1, 0))
     box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-    place = _place(unit, size)
-    centre = tuple((place[i] + 0.5) * shape[-2 + i] / size[i] for i in range(2))
-    return Field((total / len(images)).numpy(), box, centre)
+    most = torch.nonzero(connected >= connected.max() * (1 - 1e-9)).double()  # where most paths lead
+    row, column = (most.mean(0) + 0.5).tolist()
+    return Field((total / len(images)).numpy(), box, (row, column))
 
 
 def connections(backbone: nn.Module) -> nn.Module:
@@ -133,8 +133,8 @@ def _place(unit: Unit, size: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def _gradient(backbone: nn.Module, unit: Unit, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Compute the gradient of a unit at each pixel, summed over colours, (H, W), and the size of its feature map."""
+def _gradient(backbone: nn.Module, unit: Unit, image: Tensor) -> Tensor:
+    """Compute the absolute gradient of a unit at each pixel, summed over colours, (H, W)."""
     stages = stages_of(backbone)
     choose('stage', unit.stage, range(1, len(stages) + 1))
     features: list[Tensor] = []
@@ -146,10 +146,9 @@ def _gradient(backbone: nn.Module, unit: Unit, image: Tensor) -> tuple[Tensor, t
     finally:
         hook.remove()
     feature = features[0][0]  # (C, H, W)
-    size = tuple(feature.shape[1:])
-    row, column = _place(unit, size)
+    row, column = _place(unit, tuple(feature.shape[1:]))
     if unit.channel is not None:
         choose('channel of the unit', unit.channel, range(len(feature)))
         feature = feature[unit.channel : unit.channel + 1]
     gradient = torch.autograd.grad(feature[:, row, column].sum(), image)[0]
-    return gradient[0].abs().sum(0), size
+    return gradient[0].abs().sum(0)

@@ -1,5 +1,6 @@
 """Trained networks on pictures: the network of a checkpoint, a picture as the network sees it, and its answer."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mmsb.checkpoints.load import load_checkpoint, load_state_dict
 from mmsb.configs import build_model, check_library, drop_warm_starts
 from mmsb.exported import kind_of, to_scores
+from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit
 from mmsb.options import one_line
 
@@ -53,12 +55,13 @@ class Answer:
     boxes: list[list[float]] = field(default_factory=list)
 
 
-def load_trained(cfg: Config, checkpoint: str | None) -> nn.Module:
+def load_trained(cfg: Config, checkpoint: str, *, bias: bool = True) -> nn.Module:
     """Build the network of a config with the weights of a checkpoint, in evaluation mode.
 
     Args:
-        cfg: the config; its warm starts are dropped.
-        checkpoint: path or URL; None: random weights.
+        cfg: the config; its warm starts are ignored.
+        checkpoint: path or URL.
+        bias: whether to build spatial bias; without it, the weights of the bias are left out.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -66,10 +69,12 @@ def load_trained(cfg: Config, checkpoint: str | None) -> nn.Module:
         ImportError: the library of the config is missing.
     """
     check_library(cfg)
-    drop_warm_starts(cfg.model)
-    if checkpoint is None:
-        return build_model(cfg).eval()
     state = load_state_dict(checkpoint)
+    cfg = copy.deepcopy(cfg)
+    drop_warm_starts(cfg.model)
+    if not bias:
+        cfg.model.backbone.spatial_bias = None
+        state = {key: value for key, value in state.items() if not set(key.split('.')) & set(BIAS_PARTS)}
     model = build_model(cfg)
     check_fit(checkpoint, model.state_dict(), state)
     model.load_state_dict(state)

@@ -46,7 +46,7 @@ def main() -> None:
     subtitle = f'{Path(args.config).stem} with the weights of {Path(args.checkpoint).name} on {Path(args.image).name}'
     page = explain.make_page(blocks, picture, answer, subtitle)
     write_text(args.out, page)
-    print(f'{args.out}: {len(blocks)} blocks, {len(page) / 1e6:.1f} MB')
+    print(f'{args.out}: {len(page) / 1e6:.2f} MB, with {", ".join(block.name for block in blocks)}')
 
 
 if __name__ == '__main__':
