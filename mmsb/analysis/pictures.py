@@ -9,24 +9,29 @@ import numpy as np
 from mmsb.analysis.bias_maps import BlockMaps
 from mmsb.analysis.receptive_field import Field
 from mmsb.files import write_whole
+from mmsb.options import choose
 
 mpl.use('Agg')
 from matplotlib import patches
 from matplotlib import pyplot as plt
 
+FORMATS = ('.png', '.pdf', '.svg')
 DECADES = 8  # of the logarithmic scale of a gradient
 _GREY = (0.299, 0.587, 0.114)  # luminance of RGB
 
 
-def save(figure, path: str | Path, dpi: int = 130) -> None:
-    """Save a figure, whole or not at all, and close it.
+def check_target(path: str | Path) -> None:
+    """Check that a figure can have this name.
 
     Raises:
-        ValueError: matplotlib does not know the suffix.
+        ValueError: it ends in another suffix than FORMATS.
     """
-    kind = Path(path).suffix.removeprefix('.').lower()
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f'the figure must be a .png, .pdf or .svg file, got {str(path)!r}')
+    choose('the suffix of the figure', Path(path).suffix, FORMATS)
+
+
+def save(figure, path: str | Path, dpi: int = 130) -> None:
+    """Save a figure, whole or not at all, and close it."""
+    kind = Path(path).suffix.removeprefix('.')
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=dpi, format=kind))
     plt.close(figure)
 
@@ -40,7 +45,7 @@ def draw_fields(fields: Mapping[str, Field], box: tuple[int, int, int, int], wha
         what: which unit of which network this is, for the title.
     """
     figure, axes = plt.subplots(
-        1, len(fields), figsize=(3.9 * len(fields) + 0.9, 4.8), layout='compressed', squeeze=False
+        1, len(fields), figsize=(3.9 * len(fields) + 0.9, 4.5), layout='compressed', squeeze=False
     )
     most = max(field.gradient.max() for field in fields.values())
     norm = mpl.colors.LogNorm(most * 10**-DECADES, most)
@@ -51,7 +56,8 @@ def draw_fields(fields: Mapping[str, Field], box: tuple[int, int, int, int], wha
         axis.add_patch(patches.Rectangle(*rectangle, fill=False, edgecolor='tab:blue', linewidth=1.5))
         axis.plot(field.centre[1] - 0.5, field.centre[0] - 0.5, '+', color='black', markersize=9)
         axis.set_title(f'{name}\n{field.outside(box) * 100:.2g} % outside the square', fontsize='medium')
-        axis.set_xlabel(f'90 % of it within {field.sides_px()[0.9]} x {field.sides_px()[0.9]} px')
+        side = field.sides_px()[0.9]
+        axis.set_xlabel(f'px; 90 % within {side} x {side} px')
         axis.tick_params(labelsize='x-small')
     figure.colorbar(shown, ax=axes[0], label='mean absolute gradient', shrink=0.8, extend='min')
     figure.suptitle(what, fontsize='medium')

@@ -71,7 +71,8 @@ def opened(browser, path, **options):
 
 def numbers(text: str) -> list[float]:
     """Read the numbers of a text as the page writes them, with a minus sign of its own."""
-    return [float(found.replace('\u2212', '-')) for found in re.findall(r'[+\u2212]?\d+(?:\.\d+)?(?:e-?\d+)?', text)]
+    text = text.replace('\u2212', '-').replace('- ', '-').replace('+ ', '+')
+    return [float(found) for found in re.findall(r'[+-]?\d+(?:\.\d+)?(?:e-?\d+)?', text)]
 
 
 def same(shown: float, value: float) -> bool:
@@ -110,7 +111,7 @@ def check(page: Page, block: bias_maps.BlockMaps, index: int, cell: int) -> None
         assert place == f'row {start // side + 1}, column {start % side + 1}'
         assert same(numbers(part)[0], parts[start])
         if terms:  # a phone has no room for them
-            factors = numbers(terms.replace('\u2212 ', '\u2212').replace('+ ', '+'))
+            factors = numbers(terms)
             pooled = block.pooled.flatten(1)[index : index + 3, start]
             wanted = torch.stack([block.weight[cell, start], pooled], dim=1).flatten()
             assert all(same(shown, float(value)) for shown, value in zip(factors, wanted, strict=True))

@@ -103,7 +103,7 @@ def test_without_the_library_one_line_says_what_to_install(digits, tmp_path, run
 BAD_INPUT = {
     'class': (['--class', 'cat'], 'class must be 0 to 9 or one of digit 0, '),
     'layer': (['--layers', 'layer9'], 'layer must be a module of the backbone'),
-    'figure': (['--out', 'maps.html'], "the figure must be a .png, .pdf or .svg file, got 'maps.html'"),
+    'figure': (['--out', 'maps.html'], "the suffix of the figure must be one of ['.png', '.pdf', '.svg'], got '.html'"),
     'checkpoint': (['--cfg-options', 'model.head.num_classes=3'], 'does not fit'),
 }
 

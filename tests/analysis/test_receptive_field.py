@@ -130,7 +130,7 @@ BAD_INPUT = {
     'unit': (['--row', '99'], 'row of the unit must be one of'),
     'image': (['nothing.png'], "image 'nothing.png' cannot be read"),
     'size': (['small.png'], "image 'small.png' is 8 x 8 px, and"),
-    'figure': (['--out', 'field.txt'], "the figure must be a .png, .pdf or .svg file, got 'field.txt'"),
+    'figure': (['--out', 'field.txt'], "the suffix of the figure must be one of ['.png', '.pdf', '.svg'], got '.txt'"),
     'plain checkpoint': (['--plain', 'CONFIG', 'no.pth'], "checkpoint 'no.pth' does not exist"),
     'plain network of another shape': (['--plain', 'CUE', 'CHECKPOINT'], 'does not fit'),
 }

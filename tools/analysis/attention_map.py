@@ -46,6 +46,7 @@ def main() -> None:
     logging.disable(logging.WARNING)  # hide what the libraries log while building
     warnings.simplefilter('ignore')
     attention.require_library()
+    pictures.check_target(args.out)
     require_file(args.checkpoint)
     cfg = load_config(args, lambda cfg: None)
     model = trained.load_trained(cfg, args.checkpoint)

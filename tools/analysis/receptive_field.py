@@ -81,6 +81,7 @@ def main() -> None:
     args = parse_args()
     logging.disable(logging.WARNING)  # hide what the libraries log while building
     warnings.simplefilter('ignore')
+    pictures.check_target(args.out)
     networks = load_networks(args)
     backbones = {name: trained.backbone_of(model) for name, (_, model) in networks.items()}
     stage = last_with_bias(list(backbones.values())[-1]) if args.stage is None else args.stage
