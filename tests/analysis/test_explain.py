@@ -149,7 +149,9 @@ def test_the_answer_of_a_classifier(digits):
     assert [score for _, score in answer.rows] == pytest.approx(scores[best].tolist(), rel=1e-5)
 
 
-@pytest.mark.parametrize('name', ['fpn_sb-resnet20_b8-200i_digits-scenes', 'faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes'])
+@pytest.mark.parametrize(
+    'name', ['fpn_sb-resnet20_b8-200i_digits-scenes', 'faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes']
+)
 def test_segmenters_and_detectors_have_an_answer_and_maps(name, digits, monkeypatch):
     cfg = Config.fromfile(digits.config.with_name(f'{name}.py'))
     torch.manual_seed(0)
@@ -177,8 +179,11 @@ BAD_INPUT = {
         dict(checkpoint='plain.pth', options=['model.backbone.spatial_bias=None']),
         'this SBResNetCifar has no spatial bias, and so no maps to show',
     ),
-    'block that does not exist': (dict(flags=['--blocks', 'layer3']), "named 'layer3'; valid: layer1, layer1.0, layer2"),
-    'checkpoint of another network': (dict(options=['model.backbone.depth=20']), 'sb.pth\' does not fit'),
+    'block that does not exist': (
+        dict(flags=['--blocks', 'layer3']),
+        "named 'layer3'; valid: layer1, layer1.0, layer2",
+    ),
+    'checkpoint of another network': (dict(options=['model.backbone.depth=20']), "sb.pth' does not fit"),
     'checkpoint that does not exist': (dict(checkpoint='no.pth'), "checkpoint 'no.pth' does not exist"),
     'page of another suffix': (dict(out='page.pdf'), '--out must end in .html'),
     'folder that does not exist': (dict(out='no/page.html'), 'the folder of --out no/page.html does not exist'),

@@ -73,7 +73,10 @@ def load_networks(args) -> dict[str, tuple[Config, nn.Module]]:
         plain_name = f'plain {plain_name}' if plain_name == name else plain_name
         networks = {plain_name: (plain, trained.load_trained(plain, checkpoint)), **networks}
     elif any(isinstance(module, SpatialBias) for module in networks[name][1].modules()):
-        networks = {f'{name} without its bias': (cfg, trained.load_trained(cfg, args.checkpoint, bias=False)), **networks}
+        networks = {
+            f'{name} without its bias': (cfg, trained.load_trained(cfg, args.checkpoint, bias=False)),
+            **networks,
+        }
     return networks
 
 
