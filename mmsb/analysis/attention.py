@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmsb.analysis.trained import Picture, backbone_of
-from mmsb.exported import kind_of
+from mmsb.analysis.trained import Picture, backbone_of, kind_or_network
 from mmsb.options import choose
 
 METHODS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'LayerCAM', 'HiResCAM', 'EigenCAM')
@@ -47,14 +46,6 @@ class Scores(nn.Module):
         return self.model.backbone(images)[-1].mean((1, 2, 3))[:, None]
 
 
-def kind_for_maps(model: nn.Module) -> str:
-    """Return the kind of a model, 'network' for one of another kind than a library's."""
-    try:
-        return kind_of(model)
-    except ValueError:
-        return 'network'
-
-
 def choose_class(model: nn.Module, name: str | None, classes: Sequence[str]) -> int | None:
     """Find the index of a class by its name or number; None: the one with the highest score.
 
@@ -63,7 +54,7 @@ def choose_class(model: nn.Module, name: str | None, classes: Sequence[str]) -> 
     """
     if name is None:
         return None
-    kind = kind_for_maps(model)
+    kind = kind_or_network(model)
     if kind not in ('classifier', 'segmenter'):
         raise ValueError(f'a class is for classifiers and segmenters, and this is a {kind}: EigenCAM needs none')
     head = model.head if kind == 'classifier' else model.decode_head
@@ -99,7 +90,7 @@ def activation_map(
     import pytorch_grad_cam  # an optional package
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    kind = kind_for_maps(model)
+    kind = kind_or_network(model)
     has_classes = kind in ('classifier', 'segmenter')
     method = method or ('GradCAM' if has_classes else 'EigenCAM')
     choose('method' if has_classes else f'method for a {kind}', method, METHODS if has_classes else ('EigenCAM',))

@@ -92,6 +92,14 @@ def backbone_of(model: nn.Module) -> nn.Module:
     return model.backbone
 
 
+def kind_or_network(model: nn.Module) -> str:
+    """Return 'classifier', 'segmenter', 'detector', or 'network' for one of another kind."""
+    try:
+        return kind_of(model)
+    except ValueError:
+        return 'network'
+
+
 def read_picture(cfg: Config, model: nn.Module, path: str | Path) -> Picture:
     """Read an image file as the test pipeline and the data preprocessor of a config prepare it.
 
@@ -163,10 +171,9 @@ def answer_of(model: nn.Module, picture: Picture, classes: Sequence[str] = (), t
         classes: their names.
         top: number of rows.
     """
-    try:
-        kind = kind_of(model)
-    except ValueError:
-        return Answer('network')
+    kind = kind_or_network(model)
+    if kind == 'network':
+        return Answer(kind)
 
     def name(label: int) -> str:
         return classes[label] if label < len(classes) else f'class {label}'

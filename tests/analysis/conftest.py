@@ -25,7 +25,7 @@ class Digits:
 
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory) -> Digits:
-    """SB-ResNet-11 with random weights and a bias in stages 1 and 2; the same without its bias; an image, 28 x 40 px."""
+    """SB-ResNet-11 with random weights, a bias in stages 1 and 2; the same without its bias; an image, 28 x 40 px."""
     folder = tmp_path_factory.mktemp('digits')
     config = CONFIGS / 'demo/sb-resnet11_b64-10e_digits.py'
     torch.manual_seed(0)

@@ -2,9 +2,8 @@
 
 python tools/analysis/receptive_field.py CONFIG CHECKPOINT IMAGE... --out field.png [--stage 2] [--json FILE]
 
-The field is the gradient of the unit with respect to the pixels, averaged over the images. The square is the theoretical
-field of the plain network. That network is the one of --plain, or the same network with the same weights, but without
-its spatial bias.
+The field is the gradient of the unit with respect to the pixels, averaged over the images. The square is the
+theoretical field of the plain network: that of --plain, or the same network, with the same weights, without its bias.
 """
 
 import argparse
@@ -73,10 +72,8 @@ def load_networks(args) -> dict[str, tuple[Config, nn.Module]]:
         plain_name = f'plain {plain_name}' if plain_name == name else plain_name
         networks = {plain_name: (plain, trained.load_trained(plain, checkpoint)), **networks}
     elif any(isinstance(module, SpatialBias) for module in networks[name][1].modules()):
-        networks = {
-            f'{name} without its bias': (cfg, trained.load_trained(cfg, args.checkpoint, bias=False)),
-            **networks,
-        }
+        plain = trained.load_trained(cfg, args.checkpoint, bias=False)
+        networks = {f'{name} without its bias': (cfg, plain), **networks}
     return networks
 
 
@@ -107,7 +104,7 @@ def main() -> None:
     ]
     print(markdown(header, rows))
     if args.json:
-        size = list(fields.values())[0].gradient.shape
+        size = next(iter(fields.values())).gradient.shape
         about = dict(unit=asdict(unit), images=args.images, image_px=size, theoretical_px=box)
         write_json(args.json, dict(**about, networks=found))
 
