@@ -29,7 +29,7 @@ $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/ru
 	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/full: $(VENV)/light requirements/dev.txt requirements/export.txt
+$(VENV)/full: $(VENV)/light requirements/dev.txt requirements/analysis.txt requirements/export.txt
 	$(BIN)/$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
