@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmsb.options import choose
 
 SHARES = (0.5, 0.9, 0.99)
+COUPLING_NORMS = (nn.GroupNorm, _InstanceNorm)  # their statistics, also in evaluation, are of the whole image
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Unit:
     """A unit of a backbone.
 
     Attributes:
-        stage: index of the feature map among the outputs of the stages, from 1.
+        stage: whose output it is in, from 1, in the order of `stages_of`.
         row: of the unit in the feature map; None: the middle.
         column: the same.
         channel: of the feature map; None: the sum over all.
@@ -72,7 +74,7 @@ def field_of(backbone: nn.Module, unit: Unit, images: Sequence[Tensor]) -> Field
     """Compute the receptive field of a unit.
 
     Args:
-        backbone: of a stage each `layer1`, `layer2`, ...; in evaluation mode.
+        backbone: with stages, in evaluation mode.
         unit: the unit.
         images: as the network reads them, (1, C, H, W) each, all of one size.
 
@@ -86,8 +88,11 @@ def field_of(backbone: nn.Module, unit: Unit, images: Sequence[Tensor]) -> Field
     if not total.any():
         raise ValueError('the gradient of this unit is zero everywhere: a ReLU is off in all images, or weights are 0')
     connected = _gradient(connections(backbone), unit, torch.ones(shape, dtype=torch.float64))
-    rows, columns = (torch.nonzero(connected.any(axis)).flatten() for axis in (1, 0))
-    box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+    if any(isinstance(module, COUPLING_NORMS) for module in backbone.modules()):
+        box = (0, 0, *shape[-2:])
+    else:
+        rows, columns = (torch.nonzero(connected.any(axis)).flatten() for axis in (1, 0))
+        box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
     most = torch.nonzero(connected >= connected.max() * (1 - 1e-9)).double()  # where most paths lead
     row, column = (most.mean(0) + 0.5).tolist()
     return Field((total / len(images)).numpy(), box, (row, column))
@@ -96,29 +101,33 @@ def field_of(backbone: nn.Module, unit: Unit, images: Sequence[Tensor]) -> Field
 def connections(backbone: nn.Module) -> nn.Module:
     """Copy a network such that the gradient of a unit is above zero exactly at the pixels that it is connected with.
 
-    Weights become positive (in float64, since the corners of a field are reached on one path only), batch norms the
-    identity, and max pooling, which passes the gradient to one position, average pooling.
+    Weights become positive (in float64, since the corners of a field are reached on one path only), norms the identity,
+    and max pooling, which passes the gradient to one position, average pooling. That a norm may connect positions by
+    its statistics is left out.
     """
     copied = copy.deepcopy(backbone).double().eval()
     with torch.no_grad():
         for name, parameter in copied.named_parameters():
             parameter.fill_(0 if name.endswith('bias') else parameter.shape[0] / parameter.numel())
-    for module in copied.modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_running_stats()
+    for module in list(copied.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.MaxPool2d):
+            if isinstance(child, (_BatchNorm, nn.LayerNorm, *COUPLING_NORMS)):
+                module.add_module(name, nn.Identity())
+            elif isinstance(child, nn.MaxPool2d):
                 module.add_module(name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
     return copied
 
 
 def stages_of(backbone: nn.Module) -> list[str]:
-    """List the names of the stages of a backbone.
+    """List the names of the stages of a backbone: layer1, layer2, ...; of `TimmBackbone` the modules of its features.
 
     Raises:
         ValueError: it has none.
     """
-    stages = [name for name, _ in backbone.named_children() if name.startswith('layer') and name[5:].isdecimal()]
+    names = {name for name, _ in backbone.named_modules()}
+    infos = getattr(getattr(backbone, 'net', None), 'feature_info', ())
+    known = [f'layer{i}' for i in range(1, 5)] + [f'net.{info["module"]}' for info in infos]
+    stages = [name for name in known if name in names]
     if not stages:
         raise ValueError(f'{type(backbone).__name__} has no stages layer1, layer2, ...')
     return stages

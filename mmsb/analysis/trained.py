@@ -155,9 +155,10 @@ def class_names(cfg: Config, checkpoint: str | None) -> Sequence[str]:
         content = load_checkpoint(checkpoint)
         meta = content.get('meta') if isinstance(content, Mapping) else None
         names = ((meta or {}).get('dataset_meta') or {}).get('classes')
-    if not names:
-        init_default_scope(cfg.get('default_scope') or 'mmengine')
-        names = getattr(DATASETS.get(str(dataset.get('type'))), 'METAINFO', {}).get('classes')
+    if not names and dataset.get('type'):
+        kind, scope = str(dataset['type']), cfg.get('default_scope') or 'mmengine'
+        found = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
+        names = getattr(found, 'METAINFO', {}).get('classes')
     return () if names is None or isinstance(names, str) else tuple(map(str, names))
 
 

@@ -138,6 +138,16 @@ def test_the_picture_is_what_the_network_sees(digits):
         assert np.abs(again.inputs[0].permute(1, 2, 0).numpy() - (pixels - 60.0) / 90).max() < 1e-5
 
 
+def test_names_of_classes(digits):
+    cfg = Config.fromfile(digits.config.parents[1] / 'imagenet/sb-resnet50_b256-100e_in1k.py')
+    names = trained.class_names(cfg, None)
+    assert (len(names), names[0].split(',')[0]) == (1000, 'tench')
+    assert trained.class_names(cfg, str(digits.plain)) == names, 'a checkpoint without names'
+    cfg = Config.fromfile(digits.config)
+    assert trained.class_names(cfg, None) == ()
+    assert trained.class_names(cfg, str(digits.checkpoint))[3] == 'digit 3'
+
+
 def test_the_answer_of_a_classifier(digits):
     cfg = Config.fromfile(digits.config)
     model = trained.load_trained(cfg, str(digits.checkpoint))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmsb.analysis.receptive_field import Field, Unit, connections, field_of
-from mmsb.models import SBResNet, SBResNetCifar
+from mmsb.models import SBResNet, SBResNetCifar, TimmBackbone
 
 SIDE_PX = 64
 # SBResNetCifar(depth=11), stem and one block a stage: each 3x3 adds 2 pixels of the grid that it reads, and the strides
@@ -59,6 +59,22 @@ def test_the_field_of_a_resnet_of_imagenet():
     # unit 12 of 24 reads rows 12 * 4 - side // 2 and following
     assert field.theoretical[0] == 48 - side // 2
     assert field.centre == (48.5, 48.5)
+
+
+def test_group_norms_couple_all_positions():
+    backbone = network(SBResNetCifar, depth=11, spatial_bias=None, norm_cfg=dict(type='GN', num_groups=4))
+    field = field_of(backbone, Unit(1), images(1))
+    assert field.theoretical == (0, 0, SIDE_PX, SIDE_PX)
+    assert field.gradient.min() > 0
+
+
+def test_the_field_of_a_network_of_timm():
+    """ConvNeXt: patches of 4 px, and two 7x7 of stride 4 in the first stage."""
+    backbone = network(TimmBackbone, model_name='convnext_atto', out_indices=(0,)).eval()
+    field = field_of(backbone, Unit(1), images(1, 96))
+    side = 4 + 2 * 6 * 4
+    assert field.theoretical[2] - field.theoretical[0] == side
+    assert field.outside(field.theoretical) == 0
 
 
 def test_every_pixel_of_the_theoretical_field_is_connected():
