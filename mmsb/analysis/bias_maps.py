@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmsb.models.pooling import adaptive_pool2d
+from mmsb.models.resizing import adaptive_pool2d
 from mmsb.models.spatial_bias import SpatialBias
 
 
