@@ -34,10 +34,11 @@ def random_block(name: str, side: int = 10, maps: int = 3) -> BlockMaps:
     return BlockMaps(name, *(torch.randn(shape, generator=random) for shape in shapes))
 
 
+@torch.no_grad()
 def seen(backbone: torch.nn.Module, part: str, image: torch.Tensor) -> torch.Tensor:
     """Return the output of a module in a forward pass."""
     outputs = []
-    hook = backbone.get_submodule(part).register_forward_hook(lambda *args: outputs.append(args[2].detach()))
+    hook = backbone.get_submodule(part).register_forward_hook(lambda *args: outputs.append(args[2]))
     backbone(image)
     hook.remove()
     return outputs[0]
