@@ -15,7 +15,7 @@ $(PYTHON) -m venv
 endef
 PYTEST := python -m pytest -n 2 --dist loadfile tests
 
-.PHONY: demo test test-stock test-newest test-ops bench chaos lint format golden docs dist
+.PHONY: demo test test-stock test-newest test-ops test-browser bench chaos lint format golden docs dist
 .DELETE_ON_ERROR:
 
 # What users install: PyTorch, the OpenMMLab libraries and mmsb.
@@ -29,7 +29,7 @@ $(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/ru
 	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/full: $(VENV)/light requirements/dev.txt requirements/export.txt
+$(VENV)/full: $(VENV)/light requirements/dev.txt requirements/analysis.txt requirements/export.txt
 	$(BIN)/$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
@@ -79,6 +79,18 @@ test-stock-%: .venv-stock-%/ready
 
 test-ops: .venv-ops/ready
 	.venv-ops/bin/python -m pytest tests/ops/compare.py
+
+# Tests the page of tools/analysis/explain.py in Chromium; SCREENSHOTS=FOLDER keeps what it looks like.
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+
+$(VENV)/browser: $(VENV)/full requirements/browser.txt
+	$(BIN)/$(INSTALL) -r requirements/browser.txt
+	@touch $@
+
+test-browser:
+	@test -n "$(CHROMIUM)" || { echo "error: test-browser needs Chromium: install it (apt install chromium), or pass CHROMIUM=PATH" >&2; exit 1; }
+	@$(MAKE) --no-print-directory $(VENV)/browser
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest tests/analysis/browser.py
 
 # Counts and measures what the networks cost; a few minutes on a CPU. For figures to report, see "Speed" in README.md.
 BENCH := work_dirs/bench

@@ -83,7 +83,7 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['mmsb', 'mmsb.*']),
-    package_data={'': ['*.csv'], 'mmsb': ['py.typed']},
+    package_data={'': ['*.csv', '*.html'], 'mmsb': ['py.typed']},
     install_requires=requirements('runtime'),
     extras_require={
         'mminstall': requirements('mminstall'),

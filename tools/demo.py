@@ -146,7 +146,7 @@ def main() -> None:
         config = Config.fromfile(config_path)
         params = sum(parameter.numel() for parameter in build_model(config).parameters())
         curves[name] = curve(work_dir)
-        checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
+        checkpoint = work_dir / (work_dir / 'last_checkpoint').read_text().strip()
         pictures[name] = predict(config, checkpoint, images)
         table.append(f'{name:<14}{curves[name][1][-1]:>14.1f} %{params:>12,}{seconds:>9.0f} s')
     plot_curves(curves, OUT / 'learning_curve.png')
