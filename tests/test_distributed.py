@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsb.checkpoints.load import load_state_dict
-
 CONFIG = """
 _base_ = '{digits}'
 custom_imports = dict(imports=['rank_losses'])
@@ -156,18 +154,43 @@ def test_slurm_without_gpus_trains_as_torchrun_does(work_dirs, folder, environme
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
+FAST = """
+_base_ = 'config.py'
+custom_hooks = [dict(type='RankLosses'), dict(type='EMAHook', momentum=0.1)]
+optim_wrapper = dict(accumulative_counts=2)
+channels_last = True
+"""
+
+
 def test_fast_options_train_two_processes_like_one(folder, environment, run_tool):
-    """In fp32, so that only the order of sums differs."""
-    options = ('--cfg-options', 'channels_last=True', 'optim_wrapper.optimizer.fused=True')
-    runs = {1: ('train.py', 'config.py', *options, 'train_dataloader.batch_size=16'),
-            2: ('dist_train.sh', 'config.py', 2, *options, 'train_dataloader.batch_size=8')}  # fmt: skip
+    """In fp32, so that only the order of sums differs; with accumulation and a moving average."""
+    (folder / 'fast.py').write_text(FAST)
+    options = ('--cfg-options', 'optim_wrapper.optimizer.fused=True')
+    runs = {1: ('train.py', 'fast.py', *options, 'train_dataloader.batch_size=16'),
+            2: ('dist_train.sh', 'fast.py', 2, *options, 'train_dataloader.batch_size=8')}  # fmt: skip
     for count, (tool, *args) in runs.items():
         done = run_tool(tool, *args, f'work_dir={folder / f"fast{count}"}', cwd=folder, **environment)
         assert done.returncode == 0, done.stderr
         assert 'strides' not in done.stderr  # of DDP's buckets and the gradients
-    one, two = (load_state_dict(folder / f'fast{count}/epoch_2.pth') for count in (1, 2))
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+    one, two = (torch.load(folder / f'fast{count}/epoch_2.pth', weights_only=False) for count in (1, 2))
+    for name in ('state_dict', 'ema_state_dict'):
+        for key, value in one[name].items():
+            torch.testing.assert_close(two[name][key], value, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(one['state_dict']['head.fc.weight'], one['ema_state_dict']['module.head.fc.weight'])
+
+
+def test_fast_processes_start_again_where_they_were(folder, environment, run_tool):
+    (folder / 'fast-killed.py').write_text(FAST + 'kill_rank = 1\n')
+    (folder / 'fast-whole.py').write_text(FAST)
+    for name in ('whole', 'killed'):
+        args = ('--amp', 'bf16', '--fast', '--cfg-options', 'train_dataloader.batch_size=8')
+        done = run_tool('dist_train.sh', f'fast-{name}.py', 2, *args, f'work_dir={folder / f"fast-{name}"}', cwd=folder,
+                        MAX_RESTARTS='1', **environment)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ('resumed epoch: 1, iter: 3' in done.stdout) == (name == 'killed')
+    one, two = (torch.load(folder / f'fast-{name}/epoch_2.pth', weights_only=False) for name in ('whole', 'killed'))
+    for name in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(value, two[name][key]) for key, value in one[name].items())
 
 
 def test_testing_with_two_processes_gives_the_same_accuracy(work_dirs, folder, environment, run_tool):

@@ -16,7 +16,6 @@ behind conv1, H2 x W2 behind conv2.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
-import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmsb.models.resizing import is_compiling
 from mmsb.models.spatial_bias import SpatialBias, check_not_folded, conv_of_concat, norm_for_maps
 from mmsb.options import check_keys, choose
 
@@ -129,7 +129,7 @@ class ResidualBlock(BaseModule):
         """
         if self.with_cp and x.requires_grad:
             # a compiled graph writes the statistics only once anyway
-            options = {} if _is_compiling() else dict(context_fn=lambda: (nullcontext(), _KeepStatistics(self)))
+            options = {} if is_compiling() else dict(context_fn=lambda: (nullcontext(), _KeepStatistics(self)))
             out = checkpoint(self._residual_sum, x, use_reentrant=False, **options)
         else:
             out = self._residual_sum(x)
@@ -261,11 +261,6 @@ class Bottleneck(ResidualBlock):
 
         shortcut = x if self.downsample is None else self.downsample(x)  # (B, C_out, H2, W2)
         return shortcut + self.drop_path(out)
-
-
-def _is_compiling() -> bool:
-    compiler = torch.compiler if hasattr(torch.compiler, 'is_compiling') else torch._dynamo  # torch < 2.3
-    return compiler.is_compiling()
 
 
 class _KeepStatistics:

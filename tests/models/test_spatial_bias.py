@@ -173,3 +173,38 @@ def test_few_channels_stay_nchw_and_the_concatenation_channels_last():
     assert both.is_contiguous(memory_format=torch.channels_last)
     plain = y.contiguous()
     torch.testing.assert_close(both, torch.cat([plain, bias(plain, (6, 5))], 1), check_stride=False)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_the_concatenation(layout):
+    torch.manual_seed(0)
+    y = torch.randn(2, 4, 5, 3, dtype=torch.double).contiguous(memory_format=layout).requires_grad_()
+    maps = torch.randn(2, 3, 5, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(concatenate, (y, maps))
+    assert torch.autograd.gradgradcheck(concatenate, (y, maps))
+    seen = []
+    middle = y * 1
+    both = concatenate(middle, maps)
+    middle.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=torch.channels_last)))
+    both.backward(torch.randn_like(both))
+    assert seen == [layout == torch.channels_last]
+
+
+def test_transforms_of_functions_pass_through_the_concatenation():
+    torch.manual_seed(0)
+    y, maps = torch.randn(2, 1, 4, 5, 3), torch.randn(2, 1, 3, 5, 3)
+
+    def loss(y, maps):
+        return concatenate(y, maps).pow(3).sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss))(y, maps)
+    torch.testing.assert_close(gradients, 3 * y**2)
+
+
+def test_the_reduction_is_pooled_in_the_precision_of_its_weights():
+    bias = SpatialBias(8, pool_size=3)
+    seen = []
+    bias.reduce.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        maps = bias(torch.randn(2, 8, 6, 5), (6, 5))
+    assert (seen, maps.dtype) == ([torch.float32], torch.bfloat16)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsb.models.context.nl import NL
-from mmsb.models.pooling import adaptive_pool2d
+from mmsb.models.resizing import adaptive_pool2d
 from mmsb.options import known_options, positive_integer
 from mmsb.registry import MODELS
 
