@@ -151,12 +151,14 @@ def run(name: str, context: str, seed: int, steps: int) -> dict:
         seconds=round(time.perf_counter() - start, 1),
     )
     counted = count(segmenter, (3, SCENE_PX, SCENE_PX))  # last, for it takes the weights away
-    return record | dict(params=counted.params, macs=counted.macs, ops=counted.ops, machine=about(name, seed, steps))
+    return record | dict(
+        params=counted.params, macs=counted.macs, ops=counted.ops, machine=about(name, seed, '--steps', str(steps))
+    )
 
 
-def about(name: str, seed: int, steps: int) -> dict:
+def about(name: str, seed: int, *arguments: str) -> dict:
     """Describe machine and versions, and the command that makes a record again."""
-    arguments = ['--networks', name, '--seeds', str(seed), '--steps', str(steps)]
+    arguments = ('--networks', name, '--seeds', str(seed), *arguments)
     command = shlex.join(['python', '-m', 'benchmarks.long_range', *arguments])
     versions = dict(timm=timm.__version__, mmsb=mmsb.__version__)
     return describe(torch.device('cpu'), seed) | versions | dict(command=command)
@@ -184,7 +186,7 @@ def time_steps(name: str, rounds: int = 15) -> dict:
             context: round(statistics.median(a / b for a, b in zip(values, seconds['plain'], strict=True)), 3)
             for context, values in seconds.items()
         },
-        machine=about(name, 0, rounds),
+        machine=about(name, 0),
     )
 
 
