@@ -209,23 +209,23 @@ def read_records(folder: Path, steps: int) -> dict[tuple[str, str], list[dict]]:
     return {key: records for key, records in found.items() if records}
 
 
-def table(found: dict[tuple[str, str], list[dict]], times: dict[str, dict[str, float]]) -> str:
-    """Make the table of `read_records`; `times` are those of steps, relative to plain, by network and context."""
+def table(found: dict[tuple[str, str], list[dict]], times: dict[str, dict]) -> str:
+    """Make the table of `read_records`; `times` has a record of `time_steps` for each network."""
     rows = []
     for (name, context), records in found.items():
         first, accuracies = records[0], [record['accuracy'] for record in records]
         rows.append([
             name, context, f'{first["reach_px"]} px', 'yes' if first['sees_patch'] else 'no',
             f'{statistics.mean(accuracies):.1f}', ', '.join(f'{value:.1f}' for value in accuracies),
-            f'{first["params"]:,}', f'{first["ops"] / 1e6:.1f}', f'{times[name][context]:.2f}',
-            f'{statistics.median(record["seconds"] for record in records):.0f}',
+            f'{first["params"]:,}', f'{first["ops"] / 1e6:.1f}', f'{times[name]["relative"][context]:.2f}',
+            f'{first["steps"] * statistics.median(times[name]["cpu_ms"][context]) / 1000:.0f}',
         ])  # fmt: skip
     header = ['network', 'context', 'convolutions reach', 'sees the patch', 'accuracy, %', 'of the seeds',
-              'parameters', 'operations, M', 'step time', 'training, s']  # fmt: skip
+              'parameters', 'operations, M', 'step time', 'training, CPU s']  # fmt: skip
     return markdown(header, rows)
 
 
-def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict[str, float]], path: Path) -> None:
+def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict], path: Path) -> None:
     """Draw a panel for each network: accuracy against the time of a training step; small dots are the seeds."""
     names = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(
@@ -235,7 +235,7 @@ def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict[str, fl
         for context in NETWORKS[name]:
             accuracies = [record['accuracy'] for record in found.get((name, context), [])]
             if accuracies:
-                step, colour = times[name][context], COLOURS[context]
+                step, colour = times[name]['relative'][context], COLOURS[context]
                 axis.plot([step] * len(accuracies), accuracies, '.', markersize=5, color=colour)
                 axis.plot(step, statistics.mean(accuracies), 'o', markersize=10, alpha=0.5, color=colour)
         axis.axhline(CHANCE, linestyle=':', color='black', linewidth=1)
@@ -243,7 +243,7 @@ def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict[str, fl
         axis.set_title(name, fontsize='medium')
         axis.margins(x=0.15)
     axes[0, 0].set_ylabel('accuracy on digit pixels (%)')
-    axes[0, 0].annotate('chance', (0.02, CHANCE - 7), xycoords=('axes fraction', 'data'), fontsize='small')
+    axes[0, 0].annotate('chance', (0.98, CHANCE - 7), xycoords=('axes fraction', 'data'), fontsize='small', ha='right')
     dots = [plt.Line2D([], [], color=colour, marker='o', linestyle='') for colour in COLOURS.values()]
     figure.legend(dots, COLOURS, loc='outside lower center', ncols=len(dots), frameon=False)
     figure.savefig(path, dpi=110)
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = path_of(options.results, name, 'step-times')
         if not path.exists():
             write_json(path, time_steps(name))
-        times[name] = json.loads(path.read_text())['relative']
+        times[name] = json.loads(path.read_text())
     draw(found, times, options.figure)
     print(f'\n{table(found, times)}\n\nchance: {CHANCE:.0f} %; the patch is {DISTANCE_PX} px from the digits')
     print(f'figure: {options.figure}')
