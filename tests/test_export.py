@@ -85,6 +85,19 @@ def test_matrices_are_made_once_for_each_size_of_map(classifier):
     assert [dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim] == ['batch', '', 'height', 'width']
 
 
+def test_each_addition_is_behind_a_convolution(classifier):
+    """So that onnxruntime fuses it; the maps are not concatenated to the features."""
+    import onnx
+
+    graph = onnx.load(classifier[1]).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    kinds = [{makers.get(name) for name in node.input} for node in graph.node if node.op_type == 'Add']
+    sums = [kind for kind in kinds if kind & {'Conv', 'Relu'}]
+    assert len(sums) == 6 + 4, 'the shortcuts of six blocks, the maps of four'
+    assert all('Conv' in kind for kind in sums)
+    assert not any(makers.get(name) == 'Relu' for node in graph.node if node.op_type == 'Concat' for name in node.input)
+
+
 @torch.no_grad()
 def test_a_classifier_in_the_test_of_its_library(classifier):
     model, path = classifier

@@ -1,7 +1,6 @@
-"""Convert a plain ResNet's weights to a checkpoint of a classification config, without training.
+"""Convert a plain ResNet's weights, or those of the method's authors, to a checkpoint of a classification config.
 
-With spatial bias, the result computes the same function as the plain network: a classifier ready for testing,
-fine-tuning or prediction.
+The result computes the same function, with spatial bias too: a classifier ready for testing, fine-tuning or prediction.
 
 python tools/convert_weights.py configs/imagenet/sb-resnet50_b256-100e_in1k.py resnet50.pth sb-resnet50.pth
 """
@@ -22,9 +21,9 @@ from mmsb.version import __version__
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description="Convert a plain ResNet's weights to a checkpoint of a config.")
+    parser = argparse.ArgumentParser(description="Convert plain weights, or the authors', to a checkpoint of a config.")
     parser.add_argument('config', help='classification config with an mmsb backbone')
-    parser.add_argument('checkpoint', help='plain weights, including the head, from torchvision, timm or MMPretrain')
+    parser.add_argument('checkpoint', help='weights with the head: from torchvision, timm, MMPretrain or the authors')
     parser.add_argument('out', help='file to write')
     parser.add_argument('--seed', type=int, default=0, help='seed of the new weights (default: %(default)s)')
     return parser.parse_args()

@@ -135,7 +135,12 @@ def conv_of_concat(conv: nn.Module, bias_conv: nn.Module | None, y: Tensor, maps
         ValueError: if a batch norm was folded into `conv` alone.
     """
     if bias_conv is None:
-        return conv(concatenate(y, maps))
+        if not is_exporting():
+            return conv(concatenate(y, maps))
+        # onnxruntime computes in blocks of channels, in which 3 more do not fit
+        weights = conv.weight.split([y.shape[1], maps.shape[1]], dim=1)
+        geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation)
+        return F.conv2d(y, weights[0], conv.bias, **geometry) + F.conv2d(maps, weights[1], **geometry)
     check_not_folded(conv)
     if not (is_plain(conv) and is_plain(bias_conv)):
         return conv(y) + bias_conv(maps)

@@ -1,7 +1,8 @@
 """Loading the weights of a checkpoint: of a plain ResNet (warm start) or of an SBResNet.
 
 Names are torchvision's; timm's and the OpenMMLab libraries' are the same, the latter under the prefix `backbone.`, but
-for the deep stem, whose names here are mmdet's and mmseg's, and for group norms in mmdet.
+for the deep stem, whose names here are mmdet's and mmseg's, and for group norms in mmdet. `authors.py` translates those
+of the method's authors.
 """
 
 import os
@@ -12,6 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmsb.checkpoints.load import load_state_dict
+from mmsb.models.authors import our_weights
 from mmsb.options import check_keys
 
 _BIAS = re.compile(r'\.(spatial_bias|bias_norm|bias_conv)\.')
@@ -69,6 +71,7 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
         prefix = prefix.removesuffix('.') + '.'
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     backbone = {name: state[key] for key, name in _our_names(filter(_BACKBONE.match, state)).items()}
+    backbone = our_weights(backbone)
     if not backbone:
         where = f' under the prefix {prefix!r}' if prefix else ''
         raise ValueError(f'checkpoint {path!r} has no ResNet weights{where}: conv1.weight, layer1.0.conv1.weight, ...')
