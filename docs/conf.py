@@ -10,7 +10,7 @@ project = 'mmsb'
 author = 'The mmsb authors'
 version = release = mmsb.__version__
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', 'tables']  # tables are included in pages
 myst_heading_anchors = 3
 
 default_role = 'code'  # docstrings quote code as Markdown does

@@ -8,13 +8,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # from top to bottom; those of one line do not know each other
     ('engine', 'analysis', 'evaluation'),
-    ('export',),
+    ('export', 'infer'),
     ('exported',),
     ('configs', 'timm_registry'),
     ('models', 'datasets'),
     ('checkpoints',),
     ('ops',),
-    ('files', 'options', 'registry', 'version'),
+    ('files', 'imports', 'options', 'registry', 'version'),
 ]
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 OF_CHECKPOINTS = {'mmsb.checkpoints.load'}  # what models may import

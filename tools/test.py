@@ -17,6 +17,7 @@ from mmsb.checkpoints.load import require_file
 from mmsb.configs import drop_warm_starts
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
+from mmsb.engine.tta import use_tta
 from mmsb.exported import OnnxFile, run_in_onnxruntime
 from mmsb.models.deploy import switch_to_deploy
 
@@ -33,6 +34,11 @@ def parse_args():
     parser.add_argument('checkpoint', help='checkpoint file, or a classifier or segmenter exported as .onnx')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save images with the predictions drawn to this folder')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='merge views of each image: of tta_pipeline, else the image and its flip',
+    )
     parser.add_argument('--deploy', action='store_true', help='fold all batch norms before the test')
     return parser.parse_args()
 
@@ -86,13 +92,17 @@ def main() -> None:
             cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
 
     cfg = load_config(args, apply_flags)
+    if args.tta and args.show_dir and cfg.default_scope == 'mmpretrain':
+        raise ValueError('--show-dir: MMPretrain draws on the image that the network has read, and --tta reads several')
     if 'runner_type' not in cfg:
         use_safe_runner(cfg)
     drop_warm_starts(cfg.model)
+    if args.tta:
+        use_tta(cfg)
     check_before_run(cfg, ('test_dataloader',))
     runner = build_runner(cfg)
     if exported:
-        run_in_onnxruntime(runner.model, args.checkpoint)
+        run_in_onnxruntime(runner.model.module if args.tta else runner.model, args.checkpoint)
     if args.deploy:
         runner.register_hook(DeployHook())
     runner.test()

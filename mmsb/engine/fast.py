@@ -8,10 +8,13 @@
 | --compile | compile_parts = ('backbone', 'neck'), compile_dynamic: whether the sizes of the images vary |
 | --fast | all of these that pay on this device, optim_wrapper.optimizer.fused, .constructor = 'mmsb.MergedGroups' |
 
+On a CPU, `--fast` also keeps freed memory; no key says so, because it changes no result.
+
 `mmsb.SpeedHook` acts on channels_last, compile_parts and compile_dynamic; the launcher adds it.
 """
 
 import argparse
+import ctypes
 import inspect
 import random
 from pathlib import Path
@@ -29,6 +32,7 @@ HOOK = 'mmsb.SpeedHook'
 KEYS = ('channels_last', 'compile_parts', 'compile_dynamic')  # of the config; read by the hook
 BF16, FP16 = 'mmsb.Bf16OptimWrapper', 'AmpOptimWrapper'
 MERGED = 'mmsb.MergedGroups'
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _ONLY_FP16 = ('dtype', 'loss_scale', 'use_fsdp')  # options of AmpOptimWrapper that bf16 does not need
 
 
@@ -62,6 +66,19 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.compile_dynamic = cfg.get('default_scope') == 'mmdet'
     if args.fast:
         _fuse(cfg)
+        if not on_gpu:
+            _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step.
+
+    It would return large pieces to the system, which clears each page when the next step touches it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _use_amp(cfg: Config, precision: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
+from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -191,7 +192,7 @@ def _check_start(model: nn.Module, path: str, whole: bool) -> None:
 
     The libraries load what fits and only warn about the rest, so a test could report the results of random weights.
     """
-    ours = model.state_dict()
+    ours = (model.module if isinstance(model, BaseTTAModel) else model).state_dict()
     theirs = load_state_dict(path, keep=whole)
     if whole:
         check_fit(path, ours, theirs)

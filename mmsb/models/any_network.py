@@ -23,9 +23,10 @@ from torch.utils.hooks import RemovableHandle
 
 from mmsb.models.bottleneck import check_not_folded
 from mmsb.models.spatial_bias import SpatialBias, norm_for_maps
-from mmsb.options import check_keys, choose
+from mmsb.options import check_keys, choose, one_line
 
-BLOCKS: dict[str, tuple[str, str]] = {  # type of block: (beside this module, this layer reads the maps)
+#: Type of a block, full name: path of the layer that a bias stands beside, path of the layer that reads its maps.
+BLOCKS: dict[str, tuple[str, str]] = {
     'timm.models.byobnet.BasicBlock': ('conv1_kxk', 'conv2_kxk.conv'),
     'timm.models.byobnet.BottleneckBlock': ('conv2_kxk', 'conv3_1x1.conv'),
     'timm.models.byobnet.DarkBlock': ('conv1_1x1', 'conv2_kxk.conv'),
@@ -74,7 +75,7 @@ def add_spatial_bias(model: nn.Module, stages: Sequence[int] | None = None, **op
 
     Raises:
         ValueError: no block of the model is in the table, it has a bias already, a stride that none of its blocks has,
-            and an unknown option or value.
+            an unknown option or value; and the network fails on an image of the size in its config.
     """
     check_keys('add_spatial_bias', options, OPTIONS)
     if not isinstance(model, nn.Module):
@@ -130,6 +131,9 @@ class Maps:
         self.norm_follows = getattr(reader, 'bias', None) is None
         self.x: Tensor | None = None
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, 'x': None}  # what an interrupted forward pass left belongs into no copy and no file
+
     def keep(self, beside: nn.Module, args: tuple) -> None:
         self.x = args[0]  # (B, C, H', W')
 
@@ -154,7 +158,14 @@ class Probe:
 
     def __init__(self, block: nn.Module):
         self.block = block
-        self.beside, self.reader = map(block.get_submodule, BLOCKS[type_name(block)])
+        kind = type_name(block)
+        parts = dict(block.named_modules())
+        for path in BLOCKS[kind]:
+            if path not in parts:
+                raise ValueError(
+                    f'BLOCKS[{kind!r}] names {path!r}; modules of this block: {", ".join(parts).strip(", ")}'
+                )
+        self.beside, self.reader = (parts[path] for path in BLOCKS[kind])
         self.stride = self.channels = self.outputs = 0
 
     def listen(self, side_px: int) -> list[RemovableHandle]:
@@ -187,12 +198,18 @@ def probe(model: nn.Module, blocks: Iterable[nn.Module]) -> list[Probe]:
 
 
 def _probe_px(model: nn.Module) -> int:
+    """Choose the size in timm's config of the network, if strides divide it: others may not do for attention."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    return cfg['input_size'][-1] if cfg.get('fixed_input_size') else PROBE_PX
+    side_px = cfg.get('input_size', [PROBE_PX])[-1]
+    return side_px if cfg.get('fixed_input_size') or side_px % 32 == 0 else PROBE_PX
 
 
 def run_on_meta(model: nn.Module) -> None:
-    """Run a network on one image in evaluation mode on the meta device: no arithmetic, and no weight is touched."""
+    """Run a network on one image in evaluation mode on the meta device: no arithmetic, and no weight is touched.
+
+    Raises:
+        ValueError: the network fails on this image.
+    """
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     image = torch.empty(1, channels, _probe_px(model), _probe_px(model), device='meta')
     values = {name: value.to('meta') for name, value in [*model.named_parameters(), *model.named_buffers()]}
@@ -200,6 +217,11 @@ def run_on_meta(model: nn.Module) -> None:
     try:
         with torch.no_grad():
             functional_call(model.eval(), values, image)
+    except Exception as error:
+        size, name = 'x'.join(map(str, image.shape[2:])), type(model).__name__
+        raise ValueError(
+            f'cannot run {name} on an image of {size} pixels to see its strides: {one_line(error)}'
+        ) from error
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -1,5 +1,6 @@
 """SBResNet as a classifier in plain PyTorch: torchvision's names and interface, and an entry for timm's registry."""
 
+import inspect
 import os
 
 from mmengine.logging import print_log
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from mmsb.checkpoints.load import load_state_dict
 from mmsb.models.resnet import PAPER_BIAS, SBResNet
 from mmsb.models.weights import split_head
-from mmsb.options import positive_integer
+from mmsb.options import check_keys, positive_integer
 
 
 class SBResNetClassifier(SBResNet):
@@ -20,7 +21,7 @@ class SBResNetClassifier(SBResNet):
             classes; else the head is new, and the log says so.
         num_classes: number of scores; 0: the pooled features.
         in_chans: channels of the image, by timm's name.
-        options: of SBResNet.
+        options: of SBResNet, but for in_channels and out_indices.
 
     Raises:
         ValueError: as SBResNet, and for a number of classes that is not an integer of at least 0.
@@ -37,8 +38,12 @@ class SBResNetClassifier(SBResNet):
         in_chans: int = 3,
         **options,
     ):
+        own = [name for name in inspect.signature(SBResNetClassifier).parameters if name != 'options']
+        others = [name for name in inspect.signature(SBResNet).parameters if name not in ('in_channels', 'out_indices')]
+        check_keys(type(self).__name__, options, dict.fromkeys([*own, *others]))
         super().__init__(depth, spatial_bias, in_channels=in_chans, out_indices=(3,), pretrained=pretrained, **options)
-        self.init_weights()  # before there is a head, which is not a part of a backbone's checkpoint
+        if not next(self.parameters()).is_meta:
+            self.init_weights()  # before there is a head, which is not a part of a backbone's checkpoint
         self.num_features = 512 * self.block_type.expansion
         self.num_classes = num_classes
         if num_classes != 0:

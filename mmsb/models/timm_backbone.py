@@ -22,10 +22,8 @@ from mmsb.registry import MODELS
 class TimmBackbone(BaseModule):
     """Returns the feature maps of a network of timm: those of its `features_only=True`.
 
-    | networks | out_indices: strides |
-    |---|---|
-    | ResNet, ResNeXt, RegNet, EfficientNet, MobileNet | 0: 2, 1: 4, 2: 8, 3: 16, 4: 32 |
-    | ConvNeXt | 0: 4, 1: 8, 2: 16, 3: 32 |
+    Feature maps 0 to 4 of ResNet, ResNeXt, RegNet, EfficientNet and MobileNet have strides 2, 4, 8, 16 and 32; feature
+    maps 0 to 3 of ConvNeXt have 4, 8, 16 and 32.
 
     `channels` and `strides` list those of the outputs, for the `in_channels` of a neck. Weights keep timm's names,
     below `net.`; layers behind the last output are left out.

@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-from .detector_precision import PatchDetectors
+from . import detector_precision
 
 EXTENSION = 'mmcv._ext'
 
@@ -45,4 +45,4 @@ def install() -> None:
         raise ValueError(f"environment variable MMSB_OPS must be 'on' or 'off', got {wanted!r}")
     if wanted == 'on' and not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.append(ExtensionFinder())
-        sys.meta_path.insert(0, PatchDetectors())
+        detector_precision.install()

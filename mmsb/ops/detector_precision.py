@@ -8,34 +8,14 @@ points are float32.
 
 import functools
 import inspect
-from collections.abc import Callable
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 
+from mmsb.imports import after_import
+
 from .precision import REDUCED
-
-
-class PatchDetectors(MetaPathFinder):
-    """Finds the MMDetection modules listed in `PATCHES`, and wraps the methods of their classes after loading."""
-
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        if name not in PATCHES:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None:
-            load = spec.loader.exec_module
-
-            def load_and_patch(module) -> None:
-                load(module)
-                class_name, wrap, methods = PATCHES[name]
-                cls = getattr(module, class_name)
-                for method in methods:
-                    setattr(cls, method, wrap(getattr(cls, method)))
-
-            spec.loader.exec_module = load_and_patch
-        return spec
 
 
 def extract_in_float32(call: Callable) -> Callable:
@@ -65,9 +45,21 @@ def priors_in_float32(method: Callable) -> Callable:
     return wrapped
 
 
+def patch(class_name: str, wrap: Callable, methods: Sequence[str], module: ModuleType) -> None:
+    """Wrap methods of a class of a module."""
+    cls = getattr(module, class_name)
+    for method in methods:
+        setattr(cls, method, wrap(getattr(cls, method)))
+
+
 PRIORS = ('grid_priors', 'single_level_grid_priors', 'sparse_priors')
 PATCHES = {
     'mmdet.models.roi_heads.roi_extractors.base_roi_extractor': ('BaseRoIExtractor', extract_in_float32, ('__call__',)),
     'mmdet.models.task_modules.prior_generators.anchor_generator': ('AnchorGenerator', priors_in_float32, PRIORS),
     'mmdet.models.task_modules.prior_generators.point_generator': ('MlvlPointGenerator', priors_in_float32, PRIORS),
 }
+
+
+def install() -> None:
+    """Patch the detectors in `PATCHES` once MMDetection has been imported."""
+    after_import({name: functools.partial(patch, *arguments) for name, arguments in PATCHES.items()})

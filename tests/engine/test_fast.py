@@ -1,8 +1,11 @@
 """The options that make a training fast: they train the same network, are recorded, and resume to the same bits."""
 
 import argparse
+import ctypes
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -256,3 +259,23 @@ def test_precision_by_device(monkeypatch, device, amp, wrapper):
     assert cfg.optim_wrapper.type == wrapper
     assert ('loss_scale' in cfg.optim_wrapper) == (wrapper == fast.FP16)
     assert (cfg.get('compile_parts') == ['backbone']) == (amp is None and 'gpu' in device)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='needs glibc')
+@pytest.mark.parametrize('keep', [True, False])
+def test_freed_memory_is_kept(keep):
+    code = """if True:
+        import resource, torch
+        from mmsb.engine import fast
+        if KEEP:
+            fast._keep_freed_memory()
+        for step in range(6):
+            if step == 2:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(1 << 24)  # 64 MiB
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    code = code.replace('KEEP', str(keep))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    faults = int(done.stdout.splitlines()[-1])
+    assert (faults < 100) == keep, faults

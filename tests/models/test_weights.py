@@ -235,6 +235,23 @@ def test_starts_as_the_network_of_each_library(kind, options, library, depth, tm
     torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(('library', 'kind', 'theirs', 'ours'), [
+    ('mmpretrain', 'ResNeXt', dict(groups=4, width_per_group=8), dict(groups=4, base_width=8)),
+    ('mmdet', 'ResNeXt', dict(groups=4, base_width=8), dict(groups=4, base_width=8)),
+    ('mmseg', 'ResNeXt', dict(groups=4, base_width=8), dict(groups=4, base_width=8)),
+    ('mmpretrain', 'ResNet', dict(style='caffe'), dict(style='caffe')),
+    ('mmdet', 'ResNet', dict(style='caffe'), dict(style='caffe')),
+    ('mmseg', 'ResNet', dict(style='caffe'), dict(style='caffe')),
+])  # fmt: skip
+def test_starts_as_the_variant_of_each_library(library, kind, theirs, ours, tmp_path):
+    make = getattr(importlib.import_module(f'{library}.models.backbones'), kind)
+    torch.manual_seed(0)
+    plain = scramble_norms(make(depth=50, base_channels=16, stem_channels=16, out_indices=(0, 1, 2, 3), **theirs))
+    torch.save({f'backbone.{key}': value for key, value in plain.state_dict().items()}, tmp_path / 'plain.pth')
+    net = start(tmp_path / 'plain.pth', base_channels=16, **ours)
+    torch.testing.assert_close(outputs(net), outputs(plain), rtol=1e-5, atol=1e-5)
+
+
 def test_pretrained_is_short_for_init_cfg(plain):
     net = start(plain, init_cfg=None, pretrained=str(plain))
     torch.testing.assert_close(outputs(net), outputs(plain_network()), rtol=1e-5, atol=1e-5)

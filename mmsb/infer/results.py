@@ -1,0 +1,157 @@
+"""Write predictions to a folder: drawn pictures, masks, and one JSON file for the run.
+
+Every file is written whole; the JSON file comes last, so where it is, the run is complete.
+
+predictions.json is, for a detector, in COCO's format with a score for each annotation (pycocotools reads it);
+otherwise its `images` hold the classes, or the name of the file of the mask.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mmsb.files import write_text, write_whole
+from mmsb.version import __version__
+
+from . import inputs
+from .inferencer import Inferencer, Prediction
+
+JSON = 'predictions.json'
+DRAWN, MASKS = 'drawn', 'masks'
+_PALETTE_COLOURS = 256
+
+
+def write_predictions(
+    inferencer: Inferencer,
+    files: str | os.PathLike | Iterable[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    batch_size: int = 1,
+    min_score: float = 0.3,
+    skip: Callable[[str, str], None] = lambda path, reason: None,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Predict images and videos, and write what is predicted to a folder.
+
+    Args:
+        inferencer: the network.
+        files: files, folders or glob patterns, see `inputs.find`.
+        out: the folder; it is made when the first prediction is there.
+        batch_size: the most images of one size to predict at once.
+        min_score: boxes below it are not drawn; the JSON has them all.
+        skip: called with the path and the reason for each file that can't be read.
+        show: called with the number of images that are done, and of all.
+
+    Returns:
+        what is in predictions.json.
+
+    Raises:
+        FileNotFoundError: an input does not exist, or has no image or video.
+        FileExistsError: `out` is a file.
+        ValueError: no image can be read.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f'the output {str(out)!r} is a file, and must be a folder')
+    paths = inputs.find(files)
+    total, skipped = inputs.count(paths), []
+
+    def note(path: str, reason: str) -> None:
+        skipped.append(dict(file_name=path, reason=reason))
+        skip(path, reason)
+
+    run = _Run(inferencer, out, min_score)
+    pictures = inputs.read(paths, note)
+    for done, prediction in enumerate(inferencer.predict(pictures, batch_size=batch_size), 1):
+        run.add(prediction)
+        show(done + len(skipped), max(total, done + len(skipped)))
+    if not run.content['images']:
+        first = f'{skipped[0]["file_name"]!r} {skipped[0]["reason"]}'
+        raise ValueError(first if len(paths) == 1 else f'none of the {len(paths)} files can be read: {first}')
+    run.content['skipped'] = skipped
+    write_text(out / JSON, json.dumps(run.content, indent=1) + '\n')
+    return run.content
+
+
+class _Run:
+    """What one run has predicted so far."""
+
+    def __init__(self, inferencer: Inferencer, out: Path, min_score: float) -> None:
+        self._inferencer, self._out, self._min_score = inferencer, out, min_score
+        self._names: set[str] = set()
+        config = getattr(inferencer.config, 'filename', None)
+        info = dict(mmsb_version=__version__, config=config, checkpoint=inferencer.checkpoint, kind=inferencer.kind)
+        first = 1 if inferencer.kind == 'detector' else 0  # COCO's categories count from 1
+        categories = [dict(id=number, name=name) for number, name in enumerate(inferencer.classes, first)]
+        self.content: dict = dict(info=info, images=[], categories=categories)
+        if inferencer.kind == 'detector':
+            self.content['annotations'] = []
+
+    def add(self, prediction: Prediction) -> None:
+        picture, found = prediction.picture, prediction.found
+        height, width = picture.pixels.shape[:2]
+        image = dict(id=len(self.content['images']) + 1, file_name=picture.path, width=width, height=height)
+        if picture.frame is not None:
+            image['frame'] = picture.frame
+        stem = self._name(prediction)
+        lossy = Path(picture.path).suffix.lower() in ('.jpg', '.jpeg') or picture.frame is not None
+        image[DRAWN] = f'{DRAWN}/{stem}.{"jpg" if lossy else "png"}'
+        drawn = self._inferencer.draw(prediction, min_score=self._min_score)
+        self._write(image[DRAWN], lambda path: _encode(path, image[DRAWN], drawn[..., ::-1]))
+        if self._inferencer.kind == 'classifier':
+            image['classes'] = found
+        elif self._inferencer.kind == 'segmenter':
+            image['mask'] = f'{MASKS}/{stem}.png'
+            self._write(image['mask'], lambda path: _save_mask(path, found, self._inferencer.palette))
+            labels, counts = np.unique(found, return_counts=True)
+            names = [self._inferencer.classes[label] for label in labels]
+            image['pixels'] = dict(zip(names, counts.tolist(), strict=True))
+        else:
+            first = len(self.content['annotations']) + 1
+            self.content['annotations'] += [_annotation(box, image['id'], i) for i, box in enumerate(found, first)]
+        self.content['images'].append(image)
+
+    def _name(self, prediction: Prediction) -> str:
+        """Choose a name, without a suffix, that no other image of the run has."""
+        picture = prediction.picture
+        stem = Path(picture.path).stem
+        stem = stem if picture.frame is None else f'{stem}_{picture.frame:06d}'
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f'{stem}_{number}'
+        self._names.add(name)
+        return name
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        path = self._out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+
+
+def _encode(path: Path, name: str, image: np.ndarray) -> None:
+    done, content = cv2.imencode(Path(name).suffix, image)
+    assert done, f'OpenCV has no encoder for {name}'
+    path.write_bytes(content.tobytes())
+
+
+def _save_mask(path: Path, labels: np.ndarray, palette: list[tuple[int, int, int]]) -> None:
+    """Save labels as the values of a PNG: with a palette, so that viewers show colours, if there are 256 at most."""
+    if len(palette) > _PALETTE_COLOURS:
+        Image.fromarray(labels.astype(np.uint16)).save(path, 'PNG')
+        return
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette([value for colour in palette for value in colour])
+    image.save(path, 'PNG')
+
+
+def _annotation(box: dict, image_id: int, number: int) -> dict:
+    _, _, width, height = box['bbox']
+    found = dict(id=number, image_id=image_id, category_id=box['label'] + 1, bbox=box['bbox'], score=box['score'])
+    masks = {'segmentation': box['segmentation']} if 'segmentation' in box else {}
+    return {**found, 'area': width * height, 'iscrowd': 0, **masks}

@@ -1,0 +1,36 @@
+"""Publish the weights of a checkpoint: a hash in the name, and a model card beside them.
+
+python tools/publish.py work_dirs/run/epoch_100.pth sb-resnet50.pth
+python tools/publish.py work_dirs/run/epoch_100.pth sb-resnet50.safetensors --backbone
+"""
+
+import argparse
+
+from mmsb.checkpoints.card import TO_FILL
+from mmsb.checkpoints.load import install_reader
+from mmsb.checkpoints.publish import publish_weights
+from mmsb.engine.launcher import run_tool
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Publish the weights of a checkpoint.')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('out', help='NAME.pth or NAME.safetensors; a hash of the content is added to the name')
+    parser.add_argument('--backbone', action='store_true', help='keep only the backbone')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    install_reader(everywhere=True)
+    published = publish_weights(args.checkpoint, args.out, backbone=args.backbone)
+    print(published.path)
+    if not published.card_is_new:
+        print(f'{published.card}: was there, and is kept as it is')
+        return
+    with open(published.card) as card:
+        print(f'{published.card}: fill in the {card.read().count(TO_FILL)} places marked {TO_FILL.strip("*")}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
