@@ -50,9 +50,7 @@ def enlarge(digit: np.ndarray, size_px: int) -> np.ndarray:
     return np.asarray(Image.fromarray(digit).resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
-def cue_scene(
-    rng: np.random.Generator, digits: np.ndarray, side_px: int = SCENE_PX
-) -> tuple[np.ndarray, np.ndarray]:
+def cue_scene(rng: np.random.Generator, digits: np.ndarray, side_px: int = SCENE_PX) -> tuple[np.ndarray, np.ndarray]:
     """Compose one scene with the long-range cue.
 
     Args:
