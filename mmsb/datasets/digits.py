@@ -50,24 +50,26 @@ def enlarge(digit: np.ndarray, size_px: int) -> np.ndarray:
     return np.asarray(Image.fromarray(digit).resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
-def cue_scene(rng: np.random.Generator, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cue_scene(rng: np.random.Generator, digits: np.ndarray, side_px: int = SCENE_PX) -> tuple[np.ndarray, np.ndarray]:
     """Compose one scene with the long-range cue.
 
     Args:
         rng: random generator.
         digits: digits to draw from, (n, 8, 8).
+        side_px: side of the scene; patch and digits keep their size and their corners, so that it sets the distance.
 
     Returns:
-        image (64, 64, 3) and mask (64, 64): digit pixels hold the index of the patch's colour, all others 255.
+        image (side_px, side_px, 3) and mask (side_px, side_px): digit pixels hold the index of the patch's colour, all
+        others 255.
     """
     cue = int(rng.integers(len(CUE_COLOURS)))
-    image = rng.integers(40, 80, (SCENE_PX, SCENE_PX, 3))
-    mask = np.full((SCENE_PX, SCENE_PX), IGNORE, np.uint8)
-    patch_top, patch_left = rng.integers(2, size=2) * (SCENE_PX - PATCH_PX)
+    image = rng.integers(40, 80, (side_px, side_px, 3))
+    mask = np.full((side_px, side_px), IGNORE, np.uint8)
+    patch_top, patch_left = rng.integers(2, size=2) * (side_px - PATCH_PX)
     patch = np.s_[patch_top : patch_top + PATCH_PX, patch_left : patch_left + PATCH_PX]
     image[patch] = list(CUE_COLOURS.values())[cue] + rng.integers(-20, 20, (PATCH_PX, PATCH_PX, 3))
-    first_top = SCENE_PX - DIGIT_REGION_PX if patch_top == 0 else 0
-    first_left = SCENE_PX - DIGIT_REGION_PX if patch_left == 0 else 0
+    first_top = side_px - DIGIT_REGION_PX if patch_top == 0 else 0
+    first_left = side_px - DIGIT_REGION_PX if patch_left == 0 else 0
     for cell in rng.choice(4, size=2, replace=False):
         top, left = first_top + DIGIT_PX * (cell // 2), first_left + DIGIT_PX * (cell % 2)
         ink = enlarge(digits[rng.integers(len(digits))], DIGIT_PX)

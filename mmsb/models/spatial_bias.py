@@ -103,7 +103,7 @@ class Reduction(ConvModule):
     """A convolution to few channels, norm and activation.
 
     The latter two are in NCHW and in the precision of the weights, also under autocast: on a CPU the batch norm of 5
-    channels takes twice the time in channels_last, and pooling back from bf16 ten times that of fp32.
+    channels takes twice the time in channels_last, and pooling back in bf16 four times that of fp32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
