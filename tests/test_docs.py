@@ -14,6 +14,7 @@ from mmengine.registry import Registry
 
 import mmsb.registry
 from mmsb.analysis import zoo
+from mmsb.models import any_network
 
 FILES = ('README.md', 'CONTRIBUTING.md', 'docs/*.md', 'benchmarks/**/*.md')
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for name in FILES for path in sorted(ROOT.glob(name))}
@@ -98,8 +99,9 @@ def test_a_short_command_runs(tmp_path, run_tool):
 
 @pytest.mark.usefixtures('_types_restored')
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if blocks(text, 'python')])
-def test_python_blocks_run(page, tmp_path):
+def test_python_blocks_run(page, tmp_path, monkeypatch):
     names = {}
+    monkeypatch.setattr(any_network, 'BLOCKS', dict(any_network.BLOCKS))  # a page adds a type
     for i, block in enumerate(blocks(PAGES[page], 'python')):
         exec(compile(block, f'{page}, block {i}', 'exec'), names)
         if re.search(r'^model = ', block, re.MULTILINE):
