@@ -1,4 +1,4 @@
-"""The configs of docs/own_dataset.md go from the data to a trained network that is looked at, with few and small images."""
+"""The configs of docs/own_dataset.md, from the data to a trained network that is looked at, on few and small images."""
 
 import json
 import re
