@@ -174,7 +174,10 @@ class Rehearsal(Runner):
             self._train_loop = self.build_train_loop(cfg.train_cfg)
         with self.stage('auto_scale_lr'):
             self.param_schedulers = None
+            # the config has a batch size, which a loader with a batch sampler has not
+            loader, self._train_dataloader = self._train_dataloader, cfg.train_dataloader
             self.scale_lr(self.optim_wrapper, cfg.get('auto_scale_lr'))
+            self._train_dataloader = loader
         if cfg.get('param_scheduler') is not None:
             with self.stage('param_scheduler'):
                 self.param_schedulers = self.build_param_scheduler(cfg.param_scheduler)
