@@ -15,7 +15,7 @@ $(PYTHON) -m venv
 endef
 PYTEST := python -m pytest -n 2 --dist loadfile tests
 
-.PHONY: demo test test-stock test-newest test-ops test-browser bench chaos lint format golden docs dist
+.PHONY: demo test test-stock test-newest test-ops test-browser bench bench-gpu chaos lint format golden docs dist
 .DELETE_ON_ERROR:
 
 # What users install: PyTorch, the OpenMMLab libraries and mmsb.
@@ -100,6 +100,18 @@ bench: $(VENV)/light
 	$(BIN)/python tools/analysis/complexity.py --all --stages --bias --json $(BENCH)/complexity.json --csv $(BENCH)/complexity.csv
 	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
 		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
+
+# All that needs a GPU, with one command: its tests, then SB beside plain, all systems, and a detector.
+GPU_BENCH := $(BIN)/python tools/analysis/throughput.py --device cuda --memory-formats channels_last --repeats 5
+
+bench-gpu: $(VENV)/full
+	mkdir -p $(BENCH)
+	$(BIN)/python -m pytest -q -m gpu tests
+	$(GPU_BENCH) configs/imagenet/sb-resnet50_b256-100e_in1k.py --batch-sizes 1 128 --modes eager compile --dtypes fp32 bf16 \
+		--json $(BENCH)/gpu-modes.json
+	$(GPU_BENCH) --all-systems --batch-sizes 128 --dtypes bf16 --json $(BENCH)/gpu-systems.json
+	$(GPU_BENCH) configs/coco/faster-rcnn_sb-r50_fpn_1x_coco.py --sizes 800x1333 --batch-sizes 4 --dtypes bf16 \
+		--json $(BENCH)/gpu-detector.json
 
 # Tests which faults a training survives, with mmsb and with stock mmengine; about an hour on two cores.
 chaos: $(VENV)/full
