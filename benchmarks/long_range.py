@@ -40,6 +40,7 @@ from mmsb.analysis.machine import describe
 from mmsb.analysis.report import markdown, write_json
 from mmsb.datasets import digits
 from mmsb.engine.launcher import run_tool
+from mmsb.files import write_figure
 from mmsb.options import choose, positive_integer
 
 mpl.use('Agg')
@@ -246,8 +247,7 @@ def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict], path:
     axes[0, 0].annotate('chance', (0.98, CHANCE - 7), xycoords=('axes fraction', 'data'), fontsize='small', ha='right')
     dots = [plt.Line2D([], [], color=colour, marker='o', linestyle='') for colour in COLOURS.values()]
     figure.legend(dots, COLOURS, loc='outside lower center', ncols=len(dots), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    write_figure(path, figure, dpi=110)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Atomic file writes, and file hashes."""
+"""Atomic writes of files and figures, and file hashes."""
 
 import hashlib
 import os
@@ -46,6 +46,21 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write or replace a text file atomically, as `write_whole` does."""
     write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
+def write_figure(path: str | os.PathLike, figure, dpi: int = 150) -> None:
+    """Write or replace a Matplotlib figure atomically, in the format of the path's suffix (default: PNG); close it.
+
+    Raises:
+        ValueError: Matplotlib does not know the format.
+    """
+    from matplotlib import pyplot as plt
+
+    kind = Path(path).suffix.removeprefix('.') or 'png'
+    try:
+        write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=dpi, format=kind))
+    finally:
+        plt.close(figure)
 
 
 def _sync(path: Path) -> None:

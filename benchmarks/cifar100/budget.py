@@ -11,7 +11,6 @@ ends when nothing is left to start. The error is that of the last epoch: no epoc
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import signal
@@ -29,6 +28,7 @@ import mmsb
 from benchmarks.cifar100.rows import CONTEXT, FIRST, Row, all_rows
 from mmsb.analysis.machine import cpu_name
 from mmsb.analysis.report import write_json
+from mmsb.analysis.run_logs import SCALARS, merge
 from mmsb.datasets import cifar
 from mmsb.engine.launcher import run_tool
 from mmsb.options import check_keys
@@ -64,18 +64,16 @@ def name_of(row: Row, seed: int) -> str:
 
 def read_record(row: Row, seed: int, folder: Path) -> dict:
     """Make the record of a training from the logs in its folder: one log for each start."""
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-    tests = {line['step']: line for line in lines if 'accuracy/top1' in line}
-    steps = {line['step']: line for line in lines if 'loss' in line}  # what was repeated counts once
+    logs = sorted(folder.glob(SCALARS))
+    steps, tests = merge(logs)
     curve = [
         dict(
-            epoch=epoch,
-            loss=round(statistics.mean(step['loss'] for step in steps.values() if step['epoch'] == epoch), 4),
+            epoch=test['step'],
+            loss=round(statistics.mean(step['loss'] for step in steps if step['epoch'] == test['step']), 4),
             top1_error=round(100 - test['accuracy/top1'], 2),
             top5_error=round(100 - test['accuracy/top5'], 2),
         )
-        for epoch, test in sorted(tests.items())
+        for test in tests
     ]
     versions = dict(mmsb=mmsb.__version__, torch=torch.__version__, mmengine=mmengine.__version__,
                     mmpretrain=mmpretrain.__version__, python=sys.version.split()[0])  # fmt: skip
@@ -89,7 +87,7 @@ def read_record(row: Row, seed: int, folder: Path) -> dict:
         top1_error=curve[-1]['top1_error'],
         top5_error=curve[-1]['top5_error'],
         curve=curve,
-        images_per_s=round(BATCH / statistics.median(step['time'] for step in steps.values()), 1),
+        images_per_s=round(BATCH / statistics.median(step['time'] for step in steps), 1),
         machine=f'{cpu_name()}, one thread',
         versions=versions,
         command=shlex.join(['python', *command_of(row, seed, 'DATA', 'WORK_DIR')]),

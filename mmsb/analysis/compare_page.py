@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mmsb.analysis.compare import Row, table
 from mmsb.analysis.run_logs import Run
-from mmsb.files import write_text, write_whole
+from mmsb.files import write_figure, write_text
 
 _COLUMNS = 3
 _SMOOTHED_OVER = 20  # the loss is a running mean over 1/20 of its points
@@ -117,13 +117,8 @@ def plot(rows: Sequence[Row], metrics: Sequence[str], path: str | Path) -> None:
     Raises:
         ValueError: Matplotlib does not know the format.
     """
-    kind = Path(path).suffix.removeprefix('.') or 'png'
     with mpl.rc_context({'text.parse_math': False}):
-        figure = draw(rows, metrics)
-        try:
-            write_whole(path, lambda unfinished: figure.savefig(unfinished, format=kind, dpi=150))
-        finally:
-            plt.close(figure)
+        write_figure(path, draw(rows, metrics))
 
 
 def svg(rows: Sequence[Row], metrics: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 
 from mmsb.analysis.bias_maps import BlockMaps
 from mmsb.analysis.receptive_field import Field
-from mmsb.files import write_whole
 from mmsb.options import choose
 
 mpl.use('Agg')
@@ -27,13 +26,6 @@ def check_target(path: str | Path) -> None:
         ValueError: it ends in another suffix than FORMATS.
     """
     choose('the suffix of the figure', Path(path).suffix, FORMATS)
-
-
-def save(figure, path: str | Path, dpi: int = 130) -> None:
-    """Save a figure, whole or not at all, and close it."""
-    kind = Path(path).suffix.removeprefix('.')
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=dpi, format=kind))
-    plt.close(figure)
 
 
 def draw_fields(fields: Mapping[str, Field], box: tuple[int, int, int, int], what: str):

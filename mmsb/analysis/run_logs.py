@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def read_run(work_dir: str | Path) -> Run:
     if not path.is_dir():
         raise FileNotFoundError(f'work dir {str(work_dir)!r} does not exist')
     logs = sorted(path.glob(SCALARS), key=lambda log: log.parts[-3])
-    train, val = _merge(logs)
+    train, val = merge(logs)
     if not train and not val:
         raise ValueError(f'{str(work_dir)!r} has no logs of a training: expected lines in {SCALARS}')
     cfg = _read_cfg(path, logs[-1])
@@ -122,8 +122,8 @@ def _records(log: Path) -> Iterator[dict]:
                 yield {key: value for key, value in record.items() if isinstance(value, (int, float))}
 
 
-def _merge(logs: list[Path]) -> tuple[list[dict], list[dict]]:
-    """Join the records of all starts; those of a later start replace what it repeats.
+def merge(logs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
+    """Join the records of all starts, of training and of validation; those of a later start replace what it repeats.
 
     A validation is repeated if the training goes back behind it, or if there is a later one of the same step. Its
     place in the training is the last training record before it in the same start.

@@ -8,6 +8,8 @@ import matplotlib as mpl
 mpl.use('Agg')
 from matplotlib import pyplot as plt
 
+from mmsb.files import write_figure
+
 from .human_consistency import Consistency, mean
 
 MEASURES = {
@@ -17,13 +19,12 @@ MEASURES = {
 }
 
 
-def draw(found: Mapping[str, Mapping[str, Consistency]], path: str | os.PathLike, file_format: str) -> None:
+def draw(found: Mapping[str, Mapping[str, Consistency]], path: str | os.PathLike) -> None:
     """Draw a panel for each measure: a bar for the mean of each subject, and a dot for each data set.
 
     Args:
         found: from `human_consistency.table`.
-        path: file to write.
-        file_format: such as 'png'.
+        path: file to write, whole or not at all.
     """
     height = 1.4 + 0.45 * len(found)
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(11, height), sharey=True, layout='constrained')
@@ -40,5 +41,4 @@ def draw(found: Mapping[str, Mapping[str, Consistency]], path: str | os.PathLike
         axis.grid(axis='x', alpha=0.3)
     axes[0].invert_yaxis()  # the first subject on top
     figure.suptitle('bars: means over data sets; dots: data sets', fontsize='small')
-    figure.savefig(path, dpi=150, format=file_format)
-    plt.close(figure)
+    write_figure(path, figure)

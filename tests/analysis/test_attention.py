@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from mmsb.analysis import attention, bias_maps, pictures, trained
 from mmsb.configs import build_model
+from mmsb.files import write_figure
 
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec('pytorch_grad_cam') is None, reason='grad-cam is not installed'
@@ -68,7 +69,7 @@ def test_segmenters_and_detectors(name, method, digits, tmp_path):
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     last = 'layer2.1' if name == SEGMENTER else 'layer2.3'
     assert titles[:5] == ['a', f'layer2: {used}', *(f'{last}: map {i}' for i in (1, 2, 3))]
-    pictures.save(figure, tmp_path / 'maps.png')
+    write_figure(tmp_path / 'maps.png', figure)
     assert (tmp_path / 'maps.png').stat().st_size > 10_000
 
 

@@ -16,6 +16,7 @@ from mmsb.analysis.receptive_field import stages_of
 from mmsb.analysis.report import check_folders
 from mmsb.checkpoints.load import require_file
 from mmsb.engine.launcher import config_parser, load_config, run_tool
+from mmsb.files import write_figure
 
 
 def parse_args():
@@ -63,7 +64,7 @@ def main() -> None:
     what = f'{method} for {args.label}' if args.label else method
     maps = {layer: cam for layer, (cam, _) in found.items()}
     figure = pictures.draw_attention(picture.pixels, best, maps, bias_maps_of(backbone, picture), what)
-    pictures.save(figure, args.out)
+    write_figure(args.out, figure, dpi=130)
     print(f'{args.out}: {", ".join(layers)}')
 
 

@@ -19,7 +19,6 @@ from mmsb.configs import read_config
 from mmsb.engine.launcher import run_tool
 from mmsb.engine.progress import progress_of
 from mmsb.evaluation.human_consistency import LEFT_OUT, Consistency, find_humans, find_responses, mean, read_all, table
-from mmsb.files import write_whole
 from mmsb.options import choose, positive_integer
 
 FORMATS = ('.pdf', '.png', '.svg')
@@ -109,7 +108,7 @@ def main() -> None:
     if args.figure:
         from mmsb.evaluation.figure import draw
 
-        write_whole(args.figure, lambda unfinished: draw(found, unfinished, Path(args.figure).suffix[1:]))
+        draw(found, args.figure)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from mmsb.analysis.receptive_field import SHARES, Unit, field_of, stages_of
 from mmsb.analysis.report import check_folders, markdown, write_json
 from mmsb.checkpoints.load import require_file
 from mmsb.engine.launcher import config_parser, load_config, run_tool
+from mmsb.files import write_figure
 from mmsb.models import SpatialBias
 
 
@@ -92,7 +93,7 @@ def main() -> None:
     }
     box = next(iter(fields.values())).theoretical
     count = f'{len(args.images)} image{"s" if len(args.images) > 1 else ""}'
-    pictures.save(pictures.draw_fields(fields, box, f'A unit of stage {stage}, {count}'), args.out)
+    write_figure(args.out, pictures.draw_fields(fields, box, f'A unit of stage {stage}, {count}'), dpi=130)
     found = {
         name: dict(share_outside=field.outside(box), side_px={str(share): px for share, px in field.sides_px().items()})
         for name, field in fields.items()

@@ -34,9 +34,9 @@ def test_the_recipe_is_the_configs_in_20_epochs(options):
 def test_a_record_counts_repeated_steps_once(options, tmp_path):
     folder = tmp_path / 'run'
     starts = [
-        [dict(loss=4.0, step=1, epoch=1, time=0.5), dict(loss=9.0, step=2, epoch=1, time=0.5)],
-        [dict(loss=2.0, step=2, epoch=1, time=0.25), {'accuracy/top1': 40.0, 'accuracy/top5': 70.0, 'step': 1},
-         dict(loss=1.0, step=3, epoch=2, time=0.25), {'accuracy/top1': 60.5, 'accuracy/top5': 90.0, 'step': 2}],
+        [dict(lr=0.1, loss=4.0, step=1, epoch=1, time=0.5), dict(lr=0.1, loss=9.0, step=2, epoch=1, time=0.5)],
+        [dict(lr=0.1, loss=2.0, step=2, epoch=1, time=0.25), {'accuracy/top1': 40.0, 'accuracy/top5': 70.0, 'step': 1},
+         dict(lr=0.1, loss=1.0, step=3, epoch=2, time=0.25), {'accuracy/top1': 60.5, 'accuracy/top5': 90.0, 'step': 2}],
     ]  # fmt: skip
     for number, lines in enumerate(starts):
         log = folder / f'2026010{number}/vis_data/scalars.json'
