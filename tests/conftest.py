@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 
 from mmsb.checkpoints.load import DATA_FROM, SOUND_FROM, install_reader
 from mmsb.datasets import digits
+from mmsb.engine.dry_run.rehearsal import managers
 
 sys.path.insert(0, str(Path(__file__).parent))
 import warm
@@ -79,10 +79,11 @@ def run_tool():
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind():
-    """Keep a default scope, and what a tool makes of torch.load, that one test has set from the next test."""
-    before = dict(DefaultScope._instance_dict)
+    """Keep mmengine's global objects, and what a tool makes of torch.load, that one test has left from the next test."""
+    before = {manager: dict(manager._instance_dict) for manager in managers()}
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     yield
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
+    for manager in managers():
+        manager._instance_dict.clear()
+        manager._instance_dict.update(before.get(manager, {}))

@@ -73,9 +73,8 @@ def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Mod
 def _untouched() -> Iterator[None]:
     """Be alone and print nothing; restore the random generators and mmengine's global objects afterwards."""
     state = rng.get_state()
-    managers = [ManagerMixin, *_subclasses(ManagerMixin)]
-    before = [(manager, dict(manager._instance_dict)) for manager in managers]
-    for manager in managers:
+    before = [(manager, dict(manager._instance_dict)) for manager in managers()]
+    for manager, _ in before:
         if not issubclass(manager, DefaultScope):
             manager._instance_dict.clear()
     silence = io.StringIO()
@@ -87,15 +86,16 @@ def _untouched() -> Iterator[None]:
             yield
     finally:
         torch.distributed.is_initialized = is_distributed
-        for manager in [ManagerMixin, *_subclasses(ManagerMixin)]:
+        for manager in managers():
             manager._instance_dict.clear()
         for manager, instances in before:
             manager._instance_dict.update(instances)
         rng.set_state(state)
 
 
-def _subclasses(kind: type) -> list[type]:
-    return [one for child in kind.__subclasses__() for one in [child, *_subclasses(child)]]
+def managers(kind: type = ManagerMixin) -> list[type]:
+    """List the classes by which mmengine keeps global objects: loggers, message hubs, visualizers, default scopes."""
+    return [kind, *(one for child in kind.__subclasses__() for one in managers(child))]
 
 
 class Rehearsal(Runner):
