@@ -1,0 +1,67 @@
+"""The report of the trainings at a small budget: differences by seed, with the interval of a t table."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from benchmarks.cifar100 import report
+
+T_2 = 4.302653  # two-sided 95 %, two degrees of freedom, of a printed table
+
+
+def record(network: str, seed: int, top1: float, setting: str = '-') -> dict:
+    curve = [dict(epoch=epoch, loss=4.0 / epoch, top1_error=top1 + 20 - epoch, top5_error=20.0) for epoch in (1, 2, 20)]
+    return dict(network=network, system=network.title(), setting=setting, seed=seed, epochs=20, top1_error=top1,
+                top5_error=top1 / 4, curve=curve, images_per_s=200.4, machine='a core', versions=dict(torch='2'),
+                interruptions=seed)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    errors = {('resnet-38', '-'): [40.0, 41.0, 42.0], ('a-context-block', 'stages 1,2'): [39.0, 39.0, 39.0]}
+    for (network, setting), values in errors.items():
+        for seed, top1 in enumerate(values):
+            (tmp_path / f'{network}_seed{seed}.json').write_text(json.dumps(record(network, seed, top1, setting)))
+    return tmp_path
+
+
+def test_the_difference_is_that_of_pairs(folder):
+    plain, other = report.read_records(folder).values()
+    mean, low, high, pairs = report.difference(other, plain, 'top1_error')
+    assert pairs == 3
+    assert mean == pytest.approx(-2)  # -1, -2, -3: a standard deviation of 1
+    assert (low, high) == pytest.approx((-2 - T_2 / math.sqrt(3), -2 + T_2 / math.sqrt(3)), rel=1e-5)
+
+
+def test_only_seeds_that_both_have_are_paired(folder):
+    plain, other = report.read_records(folder).values()
+    mean, low, high, pairs = report.difference(other[2:], plain, 'top1_error')
+    assert (mean, pairs) == (-3, 1)
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert report.difference(other[2:], plain[:1], 'top1_error')[3] == 0
+
+
+def test_tables_begin_with_the_plain_network(folder):
+    found = report.read_records(folder)
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in report.summary(found).splitlines()[2:]]
+    assert lines[0] == ['Resnet-38', 'top-1 error', '41.00 ± 1.00', '3', '', '']
+    assert lines[2] == ['A-Context-Block (stages 1,2)', 'top-1 error', '39.00 ± 0.00', '3', '-2.00 (n = 3)',
+                        '-4.48 to +0.48']  # fmt: skip
+    second = [cell.strip() for cell in report.per_seed(found).splitlines()[3].split('|')[1:-1]]
+    assert second == ['Resnet-38', '1', '20', '41.00', '10.25', '200', '1']
+
+
+def test_the_command_prints_and_draws(folder, capsys, monkeypatch):
+    figure = folder / 'figure.png'
+    monkeypatch.setattr('sys.argv', ['report', '--results', str(folder), '--figure', str(figure)])
+    report.main()
+    assert 'minus plain' in capsys.readouterr().out
+    assert Image.open(figure).size == (1350, 540)
+
+
+def test_a_folder_without_records_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='has no records'):
+        report.read_records(tmp_path)
