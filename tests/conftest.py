@@ -79,7 +79,7 @@ def run_tool():
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind():
-    """Keep mmengine's global objects, and what a tool makes of torch.load, that one test has left from the next test."""
+    """Keep mmengine's global objects, and what a tool makes of torch.load, from passing to the next test."""
     before = {manager: dict(manager._instance_dict) for manager in managers()}
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     yield

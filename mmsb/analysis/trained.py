@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from mmsb.checkpoints.load import load_checkpoint, load_state_dict
+from mmsb.checkpoints.load import load_state_dict
 from mmsb.configs import build_model, check_library, drop_warm_starts
 from mmsb.exported import kind_of, to_scores
 from mmsb.models.bottleneck import BIAS_PARTS
@@ -145,21 +145,6 @@ def _pixels(preprocessor: nn.Module, image: Tensor, rgb: bool) -> np.ndarray:
     swapped = any(getattr(preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
     image = image if rgb != swapped else image.flip(0)
     return image.round().clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def class_names(cfg: Config, checkpoint: str | None) -> Sequence[str]:
-    """Find the names of the classes: in the config, the checkpoint or the dataset's type; () where there are none."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    names = (dataset.get('metainfo') or {}).get('classes')
-    if not names and checkpoint is not None:
-        content = load_checkpoint(checkpoint)
-        meta = content.get('meta') if isinstance(content, Mapping) else None
-        names = ((meta or {}).get('dataset_meta') or {}).get('classes')
-    if not names and dataset.get('type'):
-        kind, scope = str(dataset['type']), cfg.get('default_scope') or 'mmengine'
-        found = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
-        names = getattr(found, 'METAINFO', {}).get('classes')
-    return () if names is None or isinstance(names, str) else tuple(map(str, names))
 
 
 @torch.no_grad()

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, DefaultScope, init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 
 from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict, require_file
 from mmsb.configs import check_library, drop_warm_starts, read_config
+from mmsb.datasets.classes import class_names, dataset_meta
 from mmsb.exported import kind_of
 from mmsb.models.deploy import switch_to_deploy
 from mmsb.models.weights import check_fit
@@ -79,7 +80,7 @@ class Inferencer:
         require_file(checkpoint)
         _prepare(cfg, library)
         state = load_state_dict(checkpoint, keep=True)
-        meta = _dataset_meta(load_checkpoint(checkpoint, keep=True))
+        content = load_checkpoint(checkpoint, keep=True)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # they print what they load
             warnings.simplefilter('ignore')  # about class names, which are set below
             self._inferencer = _build(library, cfg, checkpoint, device)
@@ -90,7 +91,7 @@ class Inferencer:
             switch_to_deploy(self.model)
         self.kind = kind_of(self.model)
         self.config, self.checkpoint = cfg, checkpoint
-        self.classes, self.palette = _classes(cfg, meta, self.model)
+        self.classes, self.palette = _classes(cfg, content, self.model)
         self._visualizer = self._inferencer.visualizer or _build_visualizer()
         self._visualizer.dataset_meta = dict(classes=self.classes, palette=self.palette)
 
@@ -252,23 +253,12 @@ def _build_visualizer():
     return UniversalVisualizer()
 
 
-def _dataset_meta(checkpoint) -> dict:
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    found = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def _classes(cfg: Config, meta: dict, model) -> tuple[list[str], list]:
+def _classes(cfg: Config, checkpoint: object, model) -> tuple[list[str], list]:
     """Find the names and colours of the classes; where nothing names a class, its number does."""
-    dataset = cfg.test_dataloader.dataset
-    own = {str(key).lower(): value for key, value in (dataset.get('metainfo') or {}).items()}
-    kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
-    shipped = getattr(kind, 'METAINFO', {})
-    given = next((list(one['classes']) for one in (meta, own, shipped) if one.get('classes')), [])
+    given = class_names(cfg, checkpoint)
     number = _number_of_classes(model) or len(given)
-    given = given[:number]
-    classes = [*map(str, given), *map(str, range(len(given), number))]
-    palettes = (one.get('palette') for one in (meta, own, shipped))
+    classes = [*given[:number], *map(str, range(len(given), number))]
+    palettes = (one.get('palette') for one in dataset_meta(cfg, checkpoint))
     palette = next((list(one) for one in palettes if isinstance(one, (list, tuple)) and len(one) >= number), None)
     if palette is None:
         palette = np.random.RandomState(42).randint(32, 224, (number, 3)).tolist()

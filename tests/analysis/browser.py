@@ -43,7 +43,7 @@ def explained(digits, tmp_path_factory):
     model = trained.load_trained(cfg, str(digits.checkpoint))
     picture = trained.read_picture(cfg, model, digits.image)
     blocks = bias_maps.record(model.backbone, picture.inputs)
-    answer = trained.answer_of(model, picture, trained.class_names(cfg, str(digits.checkpoint)))
+    answer = trained.answer_of(model, picture, [f'digit {i}' for i in range(10)])
     path = tmp_path_factory.mktemp('page') / 'page.html'
     path.write_text(explain.make_page(blocks, picture, answer, 'a test'))
     return path, blocks, answer

@@ -13,7 +13,9 @@ from PIL import Image
 from mmsb.analysis import bias_maps, explain, trained
 from mmsb.analysis.bias_maps import BlockMaps
 from mmsb.analysis.trained import Answer, Picture
+from mmsb.checkpoints.load import load_checkpoint
 from mmsb.configs import build_model
+from mmsb.datasets.classes import class_names
 from mmsb.models import SBResNetCifar, SpatialBias
 
 PICTURE = Picture('x.png', np.zeros((8, 12, 3), np.uint8), torch.zeros(1, 3, 8, 12), [])
@@ -139,21 +141,11 @@ def test_the_picture_is_what_the_network_sees(digits):
         assert np.abs(again.inputs[0].permute(1, 2, 0).numpy() - (pixels - 60.0) / 90).max() < 1e-5
 
 
-def test_names_of_classes(digits):
-    cfg = Config.fromfile(digits.config.parents[1] / 'imagenet/sb-resnet50_b256-100e_in1k.py')
-    names = trained.class_names(cfg, None)
-    assert (len(names), names[0].split(',')[0]) == (1000, 'tench')
-    assert trained.class_names(cfg, str(digits.plain)) == names, 'a checkpoint without names'
-    cfg = Config.fromfile(digits.config)
-    assert trained.class_names(cfg, None) == ()
-    assert trained.class_names(cfg, str(digits.checkpoint))[3] == 'digit 3'
-
-
 def test_the_answer_of_a_classifier(digits):
     cfg = Config.fromfile(digits.config)
     model = trained.load_trained(cfg, str(digits.checkpoint))
     picture = trained.read_picture(cfg, model, digits.image)
-    answer = trained.answer_of(model, picture, trained.class_names(cfg, str(digits.checkpoint)))
+    answer = trained.answer_of(model, picture, class_names(cfg, load_checkpoint(digits.checkpoint)))
     scores = model(picture.inputs, picture.samples, mode='predict')[0].pred_score
     best = scores.argsort(descending=True)[:5]
     assert [name for name, _ in answer.rows] == [f'digit {int(label)}' for label in best]
@@ -169,7 +161,7 @@ def test_segmenters_and_detectors_have_an_answer_and_maps(name, digits, monkeypa
     model = build_model(cfg).eval()
     picture = trained.read_picture(cfg, model, digits.image)
     monkeypatch.setattr(trained, 'MIN_SCORE', 0.0)
-    answer = trained.answer_of(model, picture, trained.class_names(cfg, None))
+    answer = trained.answer_of(model, picture, class_names(cfg))
     assert answer.rows
     assert {label for label, _ in answer.rows} <= set(cfg.test_dataloader.dataset.metainfo.classes)
     if answer.kind == 'segmenter':

@@ -14,7 +14,8 @@ from torch import nn
 from mmsb.analysis import attention, bias_maps, pictures, trained
 from mmsb.analysis.receptive_field import stages_of
 from mmsb.analysis.report import check_folders
-from mmsb.checkpoints.load import require_file
+from mmsb.checkpoints.load import load_checkpoint, require_file
+from mmsb.datasets.classes import class_names
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_figure
 
@@ -53,7 +54,7 @@ def main() -> None:
     model = trained.load_trained(cfg, args.checkpoint)
     backbone = trained.backbone_of(model)
     picture = trained.read_picture(cfg, model, args.image)
-    classes = trained.class_names(cfg, args.checkpoint)
+    classes = class_names(cfg, load_checkpoint(args.checkpoint))
     label = attention.choose_class(model, args.label, classes)
     layers = args.layers or stages_of(backbone)
     found = {layer: attention.activation_map(model, picture, layer, args.method, label) for layer in layers}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mmsb.analysis import bias_maps, explain, trained
 from mmsb.analysis.report import check_folders
-from mmsb.checkpoints.load import require_file
+from mmsb.checkpoints.load import load_checkpoint, require_file
+from mmsb.datasets.classes import class_names
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_text
 
@@ -42,7 +43,7 @@ def main() -> None:
     picture = trained.read_picture(cfg, model, args.image)
     recorded = bias_maps.record(trained.backbone_of(model), picture.inputs)
     blocks = explain.choose_blocks(recorded, args.blocks)
-    answer = trained.answer_of(model, picture, trained.class_names(cfg, args.checkpoint))
+    answer = trained.answer_of(model, picture, class_names(cfg, load_checkpoint(args.checkpoint)))
     subtitle = f'{Path(args.config).stem} with the weights of {Path(args.checkpoint).name} on {Path(args.image).name}'
     page = explain.make_page(blocks, picture, answer, subtitle)
     write_text(args.out, page)

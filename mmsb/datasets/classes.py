@@ -1,0 +1,43 @@
+"""Names and colours of the classes of a trained network."""
+
+from collections.abc import Mapping, Sized
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+
+def dataset_meta(cfg: Config, checkpoint: object = None) -> list[dict]:
+    """List what tells of the classes, the surest first: a checkpoint, the config's test set, the type of that set.
+
+    Args:
+        cfg: the config.
+        checkpoint: the content of a checkpoint; that of a run holds what its training set knew.
+
+    Returns:
+        dicts with keys in lower case, such as 'classes' (names in the order of the labels) and 'palette'; where it
+        names no classes, a dict has no such key.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while isinstance(dataset.get('dataset'), Mapping):  # a wrapper, as for repetition
+        dataset = dataset['dataset']
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        kind = DATASETS.get(kind if '.' in kind else f'{cfg.get("default_scope") or "mmengine"}.{kind}')
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    found = (
+        meta.get('dataset_meta') if isinstance(meta, Mapping) else None,
+        dataset.get('metainfo'),
+        getattr(kind, 'METAINFO', None),
+    )
+    known = [{str(key).lower(): value for key, value in one.items()} for one in found if isinstance(one, Mapping)]
+    return [{key: value for key, value in one.items() if key != 'classes' or _are_names(value)} for one in known]
+
+
+def class_names(cfg: Config, checkpoint: object = None) -> tuple[str, ...]:
+    """Find the names of the classes, as `dataset_meta` does; () where nothing names them."""
+    names = next((one['classes'] for one in dataset_meta(cfg, checkpoint) if 'classes' in one), ())
+    return tuple(map(str, names))
+
+
+def _are_names(value) -> bool:
+    return isinstance(value, Sized) and not isinstance(value, str) and len(value) > 0  # a string is the path of a file
