@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from mmsb.analysis.machine import describe, find_device
 from mmsb.analysis.report import markdown, write_json
+from mmsb.analysis.run_logs import SCALARS, merge
 from mmsb.configs import build_model, read_config
 from mmsb.engine.fast import BF16
 from mmsb.engine.launcher import run_tool
@@ -113,11 +114,10 @@ def run_case(name: str, options: argparse.Namespace, folder: Path) -> tuple[list
     if launcher == 'bare':
         lines = json.loads(done.stdout.splitlines()[-1])
     else:
-        lines = map(json.loads, next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines())
+        lines, _ = merge([next(work_dir.glob(SCALARS))])
         if name == 'sb, ours --fast':
             (folder / 'fast.py').write_text((work_dir / config.name).read_text())
-    lines = list(lines)[WARMUP:]
-    return [line['time'] for line in lines], [line['data_time'] for line in lines]
+    return [line['time'] for line in lines[WARMUP:]], [line['data_time'] for line in lines[WARMUP:]]
 
 
 def bare_loop(path: str) -> list[dict]:

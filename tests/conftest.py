@@ -1,6 +1,7 @@
 """Shared fixtures: demo data made once, and a function to run a tool as a user does. GPUs are hidden."""
 
 import importlib.metadata
+import logging
 import os
 import subprocess
 import sys
@@ -79,11 +80,12 @@ def run_tool():
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind():
-    """Keep mmengine's global objects, and what a tool makes of torch.load, from passing to the next test."""
-    before = {manager: dict(manager._instance_dict) for manager in managers()}
+    """Keep mmengine's global objects, silenced logs, and what a tool makes of torch.load from the next test."""
+    before, silenced = {manager: dict(manager._instance_dict) for manager in managers()}, logging.root.manager.disable
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     yield
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
+    logging.disable(silenced)
     for manager in managers():
         manager._instance_dict.clear()
         manager._instance_dict.update(before.get(manager, {}))

@@ -7,7 +7,6 @@ and predictions to work_dirs/demo.
 """
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -24,10 +23,12 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmsb.analysis.run_logs import SCALARS, merge
 from mmsb.checkpoints.load import load_state_dict
 from mmsb.configs import build_model
 from mmsb.datasets import digits
 from mmsb.engine.launcher import run_tool
+from mmsb.files import write_figure
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
@@ -74,15 +75,10 @@ def show(line: str, passing: bool = False) -> None:
         print(f'\r{line:<60}', end='', flush=True)
 
 
-def scalars(work_dir: Path) -> list[dict]:
-    path = max(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def curve(work_dir: Path) -> tuple[list[int], list[float]]:
     """Read the steps of the validations and their pixel accuracies in %."""
-    points = [(entry['step'], entry['aAcc']) for entry in scalars(work_dir) if 'aAcc' in entry]
-    return [step for step, _ in points], [accuracy for _, accuracy in points]
+    _, validations = merge([max(work_dir.glob(SCALARS))])
+    return [one['step'] for one in validations], [one['aAcc'] for one in validations]
 
 
 def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
@@ -93,8 +89,7 @@ def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) ->
     axes.set(xlabel='training step (16 images each)', ylabel='pixel accuracy on validation scenes (%)', ylim=(0, 103))
     axes.set_title('Long-range cue: farther away than the receptive field', fontsize='medium')
     axes.legend(loc='center right')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(path, figure)
 
 
 @torch.no_grad()
@@ -125,8 +120,7 @@ def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: lis
         axis.set(xticks=[], yticks=[])
     for axis, name in zip(axes[:, 0], ['scene', *rows], strict=True):
         axis.set_ylabel(name)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    write_figure(path, figure, dpi=80)
 
 
 def main() -> None:

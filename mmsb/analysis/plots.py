@@ -9,6 +9,8 @@ mpl.use('Agg')
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from mmsb.files import write_figure
+
 _VARYING = ('phase', 'batch_size', 'mode', 'memory_format', 'dtype')
 
 
@@ -69,8 +71,7 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
         axis.set(xlabel='images a second, measured', ylabel="top-1 accuracy (%), the paper's")
         axis.margins(x=0.15)  # space for the names
         axis.set_title(_title(group), fontsize='medium')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(path, figure)
     return True
 
 
@@ -111,5 +112,4 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
             axis.tick_params(axis='y', labelsize='x-small')
             axis.set_title(_title(group), fontsize='small')
         row[-1].legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(path, figure)

@@ -65,6 +65,7 @@ OPTIONS = [  # config, --cfg-options, the start of the error
     (DIGITS, 'optim_wrapper.optimizer.lr=high', "{key}='high': "),
     (DIGITS, 'optim_wrapper.paramwise_cfg.norm_decay_multt=0', "{key} has no effect: did you mean 'norm_decay_mult'?"),
     (DIGITS, 'param_scheduler.1.T_maxx=3', "{key}: CosineAnnealingLR has no option 'T_maxx' (did you mean 'T_max'?)"),
+    (DIGITS, 'param_scheduler.0.start_factor=0', '{key}=0: float division by zero'),
     (
         DIGITS,
         'auto_scale_lr.base_batch_siz=3',

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import inspect
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -180,7 +181,9 @@ class Rehearsal(Runner):
             self._train_dataloader = loader
         if cfg.get('param_scheduler') is not None:
             with self.stage('param_scheduler'):
-                self.param_schedulers = self.build_param_scheduler(cfg.param_scheduler)
+                self.param_schedulers = built = self.build_param_scheduler(cfg.param_scheduler)
+                for scheduler in itertools.chain(*(built.values() if isinstance(built, dict) else [built])):
+                    scheduler.step()
         return batch
 
     def _prepare_evaluation(self, split: str) -> list | None:
