@@ -6,6 +6,7 @@ The config in a checkpoint is read as text and never executed.
 import ast
 import json
 import os
+import re
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
@@ -19,6 +20,7 @@ from mmsb.version import __version__
 TO_FILL = '**To be filled in:**'
 _SECTIONS = ('default_scope', 'data_preprocessor', 'model', 'train_cfg', 'optim_wrapper', 'param_scheduler')
 _NOT_METRICS = ('data_time', 'time', 'step')
+_GIT_HASH = re.compile(r'([0-9a-f]{40}|unknown)$')  # mmengine adds that of the current folder to its version
 _BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
@@ -67,8 +69,8 @@ def _training(meta: Mapping) -> str:
     known = {'epoch': 'epochs', 'iter': 'iterations'}
     counts = [f'{meta[key]:,} {noun}' for key, noun in known.items() if isinstance(meta.get(key), int)]
     seed = [f'seed {meta["seed"]}'] if meta.get('seed') is not None else []
-    version = [f'MMEngine {meta["mmengine_version"]}'] if meta.get('mmengine_version') else []
-    return ', '.join([*counts, *seed, *version])
+    version = _GIT_HASH.sub('', str(meta.get('mmengine_version') or ''))
+    return ', '.join([*counts, *seed, *([f'MMEngine {version}'] if version else [])])
 
 
 def _use(path: str, backbone: bool) -> list[str]:
@@ -141,7 +143,7 @@ def _data_section(meta: Mapping, config: Mapping[str, str]) -> list[str]:
     classes = next((value for key, value in known.items() if str(key).lower() == 'classes'), None)
     lines = [f'Dataset type of the config: `{dataset}`.'] if dataset else []
     if isinstance(classes, (list, tuple)) and classes:
-        named = ', '.join(map(str, classes[:20])) + (', ...' if len(classes) > 20 else '')
+        named = ', '.join(map(str, classes[:20])) + (f' and {len(classes) - 20} more' if len(classes) > 20 else '')
         lines.append(f'{len(classes)} classes: {named}.')
     return [
         *lines,

@@ -38,7 +38,8 @@ def checkpoint(detector, tmp_path) -> Path:
     """Checkpoint of a training, as MMEngine writes it."""
     accuracy = HistoryBuffer([70.0, 81.25], [1, 1])
     meta = dict(
-        epoch=3, iter=1200, seed=7, mmengine_version='0.10.7', experiment_name='sb-resnet50_b256_20261124_183740',
+        epoch=3, iter=1200, seed=7, mmengine_version='0.10.7' + 20 * '0b',
+        experiment_name='sb-resnet50_b256_20261124_183740',
         dataset_meta=dict(classes=CLASSES), cfg=CONFIG,
     )  # fmt: skip
     hub = dict(log_scalars={'val/accuracy/top1': accuracy, 'train/loss': accuracy}, runtime_info=dict(best_score=90.0))
@@ -80,7 +81,7 @@ def test_the_card_says_what_the_checkpoint_knows_and_marks_the_rest(checkpoint, 
     for known in (
         f'# {Path(published.path).stem}',
         hashlib.sha256(Path(published.path).read_bytes()).hexdigest(),
-        '3 epochs, 1,200 iterations, seed 7, MMEngine 0.10.7',
+        '3 epochs, 1,200 iterations, seed 7, MMEngine 0.10.7 |',
         '`sb-resnet50_b256`',
         "model = dict(type='ImageClassifier')",
         '| accuracy/top1 | 81.25 |',
