@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmsb.checkpoints.load import load_state_dict
-from mmsb.configs import build_model, check_library, drop_warm_starts
+from mmsb.configs import build_model, check_library, dataset_with_pipeline, drop_warm_starts
 from mmsb.exported import kind_of, to_scores
 from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit
@@ -130,9 +130,7 @@ def _name(step: Mapping) -> str:
 
 
 def _pipeline_of(cfg: Config) -> list:
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
-        dataset = dataset['dataset']
+    dataset = dataset_with_pipeline(cfg)
     if not dataset.get('pipeline'):
         raise ValueError(f'config {cfg.filename!r} has no test_dataloader.dataset.pipeline to read an image with')
     return list(dataset['pipeline'])

@@ -113,7 +113,7 @@ def _metrics(content: Mapping, checkpoint: str, stamp: str) -> dict[str, float]:
     log = Path(checkpoint).parent / stamp / 'vis_data/scalars.json'
     if stamp and log.is_file():
         steps = (meta.get('epoch'), meta.get('iter'))
-        for line in reversed(log.read_text(errors='replace').splitlines()):
+        for line in reversed(log.read_text(encoding='utf-8', errors='replace').splitlines()):
             try:
                 found = dict(json.loads(line))
             except (ValueError, TypeError):  # a line that was cut off
