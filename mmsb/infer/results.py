@@ -160,5 +160,8 @@ def _save_mask(path: Path, labels: np.ndarray, palette: list[tuple[int, int, int
 def _annotation(box: dict, image_id: int, number: int) -> dict:
     _, _, width, height = box['bbox']
     found = dict(id=number, image_id=image_id, category_id=box['label'] + 1, bbox=box['bbox'], score=box['score'])
-    masks = {'segmentation': box['segmentation']} if 'segmentation' in box else {}
-    return {**found, 'area': width * height, 'iscrowd': 0, **masks}
+    if 'segmentation' not in box:
+        return {**found, 'area': width * height, 'iscrowd': 0}
+    from pycocotools.mask import area  # only of mmdet
+
+    return {**found, 'area': int(area(box['segmentation'])), 'iscrowd': 0, 'segmentation': box['segmentation']}

@@ -137,6 +137,7 @@ model = dict(roi_head=dict(
     found = write_predictions(inferencer, folder / 'a.png', tmp_path / 'out')['annotations']
     decoded = [decode(one['segmentation']).astype(bool) for one in json.loads(json.dumps(found))]
     np.testing.assert_array_equal(decoded, masks)
+    assert [one['area'] for one in found] == masks.sum((1, 2)).tolist()
 
 
 def test_a_mask_holds_the_labels_of_the_library(folder, weights, inferencers, tmp_path):
