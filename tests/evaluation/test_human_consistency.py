@@ -348,3 +348,9 @@ def test_images_that_are_none_of_the_sets(spoil, said, images, network, tmp_path
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_where_responses_are_to_go_is_refused_before_the_network_runs(tmp_path):
+    (tmp_path / 'out').touch()
+    with pytest.raises(FileExistsError, match='is a file'):
+        answers_of_networks.respond(None, {}, tmp_path / 'out', name='net')
