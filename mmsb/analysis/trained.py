@@ -173,7 +173,8 @@ def answer_of(model: nn.Module, picture: Picture, classes: Sequence[str] = (), t
     else:
         metas = [dict(img_shape=picture.inputs.shape[2:])]
         logits = model.encode_decode(picture.inputs, metas)[0]
-        labels = (logits > 0)[0].long() if len(logits) == 1 else logits.argmax(0)
+        head = model.decode_head
+        labels = (logits[0].sigmoid() > head.threshold).long() if len(logits) == 1 else logits.argmax(0)
         scores = labels.flatten().bincount(minlength=max(2, len(logits))).double() / labels.numel()
     best = scores.argsort(descending=True)[:top]
     return Answer(kind, [(name(int(label)), float(scores[label])) for label in best if scores[label] > 0])
