@@ -45,7 +45,7 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write or replace a text file atomically, as `write_whole` does."""
-    write_whole(path, lambda unfinished: unfinished.write_text(text))
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding='utf-8'))
 
 
 def write_figure(path: str | os.PathLike, figure, dpi: int = 150) -> None:

@@ -16,7 +16,7 @@ from mmsb.configs import drop_warm_starts
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.engine.progress import progress_of
 from mmsb.infer import Inferencer, inputs, write_predictions
-from mmsb.infer.results import JSON
+from mmsb.infer.results import JSON, written_to
 from mmsb.options import positive_integer
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     logging.disable(logging.WARNING)  # what the libraries say while they build and load
     positive_integer('--batch-size', args.batch_size)
     require_file(args.checkpoint)
-    files = inputs.find(args.inputs)  # before the seconds that building takes
+    files = inputs.find(args.inputs, without=written_to(args.out))  # before the seconds that building takes
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # no lines of its own about a file that can't be read
 
     def apply_flags(cfg: Config) -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     with progress_of('predict') as show:
         found = write_predictions(
             inferencer,
-            files,
+            args.inputs,
             args.out,
             batch_size=args.batch_size,
             min_score=args.min_score,

@@ -28,7 +28,7 @@ def main() -> None:
     if not published.card_is_new:
         print(f'{published.card}: was there, and is kept as it is')
         return
-    with open(published.card) as card:
+    with open(published.card, encoding='utf-8') as card:
         print(f'{published.card}: fill in the {card.read().count(TO_FILL)} places marked {TO_FILL.strip("*")}')
 
 

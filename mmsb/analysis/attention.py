@@ -1,6 +1,7 @@
 """Class-activation maps, by the library grad-cam."""
 
 import importlib.util
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,9 @@ class Scores(nn.Module):
             return self.model.head(self.model.extract_feat(images))
         if self.kind == 'segmenter':
             logits = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
+            if logits.shape[1] == 1:  # of two classes, the second
+                logits = logits - math.log(1 / (1 / self.model.decode_head.threshold - 1))
+                logits = torch.cat([-logits, logits], 1)
             labels = logits.argmax(1, keepdim=True)
             chosen = torch.zeros_like(logits).scatter(1, labels, 1)
             return (logits * chosen).sum((2, 3))

@@ -136,9 +136,12 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _common_beginning(names: Sequence[str]) -> str:
-    """Return what names begin with, without the separators, digits and the word `seed` at its end."""
+    """Return what names begin with, without the separators and the word `seed` at its end, or a part of a number."""
     alike = itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
-    return ''.join(letters[0] for letters in alike).rstrip('-_./0123456789').removesuffix('seed').rstrip('-_./')
+    common = ''.join(letters[0] for letters in alike)
+    if any(name[len(common) :][:1].isdigit() for name in names):  # they differ within a number
+        common = common.rstrip('0123456789')
+    return common.rstrip('-_./').removesuffix('seed').rstrip('-_./')
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:

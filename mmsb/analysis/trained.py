@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmsb.checkpoints.load import load_state_dict
-from mmsb.configs import build_model, check_library, drop_warm_starts
+from mmsb.configs import build_model, check_library, dataset_with_pipeline, drop_warm_starts
 from mmsb.exported import kind_of, to_scores
 from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit
@@ -130,9 +130,7 @@ def _name(step: Mapping) -> str:
 
 
 def _pipeline_of(cfg: Config) -> list:
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
-        dataset = dataset['dataset']
+    dataset = dataset_with_pipeline(cfg)
     if not dataset.get('pipeline'):
         raise ValueError(f'config {cfg.filename!r} has no test_dataloader.dataset.pipeline to read an image with')
     return list(dataset['pipeline'])
@@ -175,7 +173,8 @@ def answer_of(model: nn.Module, picture: Picture, classes: Sequence[str] = (), t
     else:
         metas = [dict(img_shape=picture.inputs.shape[2:])]
         logits = model.encode_decode(picture.inputs, metas)[0]
-        labels = (logits > 0)[0].long() if len(logits) == 1 else logits.argmax(0)
+        head = model.decode_head
+        labels = (logits[0].sigmoid() > head.threshold).long() if len(logits) == 1 else logits.argmax(0)
         scores = labels.flatten().bincount(minlength=max(2, len(logits))).double() / labels.numel()
     best = scores.argsort(descending=True)[:top]
     return Answer(kind, [(name(int(label)), float(scores[label])) for label in best if scores[label] > 0])

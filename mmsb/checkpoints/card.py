@@ -102,26 +102,31 @@ def _config_section(name: str, config: Mapping[str, str]) -> list[str]:
 
 
 def _metrics_section(content: Mapping, checkpoint: str, stamp: str) -> list[str]:
-    metrics = _metrics(content, checkpoint, stamp)
+    when, metrics = _metrics(content, checkpoint, stamp)
     if not metrics:
         return [f'{TO_FILL} metric, value, data set and command.']
     rows = [f'| {name} | {value:.4g} |' for name, value in metrics.items()]
-    return ['| of the validation | value |', '|---|---|', *rows, '', f'{TO_FILL} the data set that they are of.']
+    return [f'| {when} | value |', '|---|---|', *rows, '', f'{TO_FILL} the data set that they are of.']
 
 
-def _metrics(content: Mapping, checkpoint: str, stamp: str) -> dict[str, float]:
-    """Find the metrics of the validation of this checkpoint: in the run's log beside it, else in itself."""
+def _metrics(content: Mapping, checkpoint: str, stamp: str) -> tuple[str, dict[str, float]]:
+    """Find the metrics of the validation of this checkpoint, and say which they are.
+
+    They are in the run's log beside it. In itself it has those of the last validation before it was saved, and it is
+    saved before its own, unless it is the best one so far.
+    """
     meta = content['meta'] if isinstance(content.get('meta'), Mapping) else {}
     log = Path(checkpoint).parent / stamp / 'vis_data/scalars.json'
     if stamp and log.is_file():
         steps = (meta.get('epoch'), meta.get('iter'))
-        for line in reversed(log.read_text(errors='replace').splitlines()):
+        for line in reversed(log.read_text(encoding='utf-8', errors='replace').splitlines()):
             try:
                 found = dict(json.loads(line))
             except (ValueError, TypeError):  # a line that was cut off
                 continue
             if found.get('step') in steps and 'lr' not in found and 'loss' not in found:
-                return {key: value for key, value in found.items() if key not in _NOT_METRICS and _is_number(value)}
+                metrics = {key: value for key, value in found.items() if key not in _NOT_METRICS and _is_number(value)}
+                return 'of the validation', metrics
     hub = content['message_hub'] if isinstance(content.get('message_hub'), Mapping) else {}
     scalars = hub['log_scalars'] if isinstance(hub.get('log_scalars'), Mapping) else {}
     last = {str(key).removeprefix('val/'): value for key, value in scalars.items() if str(key).startswith('val/')}
@@ -129,8 +134,9 @@ def _metrics(content: Mapping, checkpoint: str, stamp: str) -> dict[str, float]:
     last = {key: value.current() for key, value in known.items() if key not in _NOT_METRICS}
     info = hub['runtime_info'] if isinstance(hub.get('runtime_info'), Mapping) else {}
     if not last and _is_number(info.get('best_score')):
-        return {'best score': info['best_score']}
-    return {key: value for key, value in last.items() if _is_number(value)}
+        return 'of the best validation before it was saved', {'best score': info['best_score']}
+    last = {key: value for key, value in last.items() if _is_number(value)}
+    return 'of the last validation before it was saved', last
 
 
 def _is_number(value) -> bool:

@@ -6,6 +6,7 @@ than tensors in MMEngine's checkpoints (`stand_ins.py`).
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import pickle
@@ -79,9 +80,7 @@ def _version_of(file: str) -> tuple:
 def _read(path: str, file: str, *, own: bool, trust: bool | None, header: bool):
     try:
         if file.endswith('.safetensors'):
-            from safetensors.torch import load_file
-
-            return load_file(file)
+            return _load_safetensors(file)
         own = torch.__version__ < DATA_FROM and (own or _is_in(file, _trusted['folders']))
         if own or (_trusted['everything'] if trust is None else trust):
             archive.check(file, work=False)
@@ -174,6 +173,18 @@ def _running_code() -> Iterator[None]:
 
 def _is_in(file: str, folders: list[Path]) -> bool:
     return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
+
+
+def _load_safetensors(file: str) -> dict:
+    """Load the tensors of a file; with the names of the classes, if mmsb has published it with them."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    with safe_open(file, 'pt') as opened, contextlib.suppress(ValueError):  # another program's texts are no JSON
+        classes = json.loads((opened.metadata() or {}).get('dataset_meta', ''))
+        return dict(meta=dict(dataset_meta=classes), state_dict=state)
+    return state
 
 
 def _load_as_data(file: str, *, header: bool):

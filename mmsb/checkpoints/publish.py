@@ -21,6 +21,7 @@ from mmsb.version import __version__
 FORMATS = ('.pth', '.safetensors')
 _HASH = re.compile(r'-[0-9a-f]{8}$')
 _BACKBONE = 'backbone.'
+_LENGTH_BYTES = 8  # of the header's length, in a .safetensors file
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,13 @@ def _safetensors_file(state: dict[str, Tensor], meta: dict) -> bytes:
     from safetensors.torch import save
 
     texts = {key: json.dumps(value, default=lambda array: array.tolist()) for key, value in meta.items()}
-    return save(state, metadata={'format': 'pt', **texts})
+    content = save(state, metadata={'format': 'pt', **texts})
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], 'little')
+    header = json.loads(content[_LENGTH_BYTES:end])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))  # the library's order is random
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % _LENGTH_BYTES)  # the tensors stay aligned
+    return len(text).to_bytes(_LENGTH_BYTES, 'little') + text + content[end:]
 
 
 def _write(stem: str, suffix: str, content: bytes) -> str:

@@ -4,6 +4,7 @@ import copy
 
 from mmengine.config import Config, ConfigDict
 
+from mmsb.configs import dataset_with_pipeline
 from mmsb.options import choose
 
 MODELS = {  # that merge the predictions, for a config that has none
@@ -26,7 +27,7 @@ def use_tta(cfg: Config) -> None:
     library = choose('with --tta, default_scope of the config', cfg.get('default_scope'), MODELS)
     if library == 'mmdet' and ('mask_head' in cfg.model or 'mask_head' in (cfg.model.get('roi_head') or {})):
         raise ValueError('--tta: MMDetection merges boxes only, and this network predicts masks')
-    dataset = cfg.test_dataloader.dataset
+    dataset = dataset_with_pipeline(cfg)
     if not dataset.get('pipeline'):
         raise ValueError('--tta needs test_dataloader.dataset.pipeline, and this config has its pipeline elsewhere')
     dataset.pipeline = copy.deepcopy(cfg.get('tta_pipeline') or flipped(dataset.pipeline))

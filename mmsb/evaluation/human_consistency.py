@@ -101,12 +101,12 @@ def read_responses(files: Iterable[str | os.PathLike]) -> Responses:
             the order of columns nor further ones.
 
     Raises:
-        ValueError: a file has another layout, or answers a trial twice.
+        ValueError: a file has another layout, has no answers, or answers a trial twice.
     """
     found: Responses = {}
     for path in map(os.fspath, files):
         try:
-            with open(path, newline='', encoding='utf-8') as file:
+            with open(path, newline='', encoding='utf-8-sig') as file:  # Excel writes a mark first
                 rows = list(csv.reader(file))
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f'{path!r} is not a csv file of responses: {error}') from error
@@ -115,7 +115,11 @@ def read_responses(files: Iterable[str | os.PathLike]) -> Responses:
         if missing:
             raise ValueError(f'{path!r} has no column {missing[0]!r}; needed: {", ".join(_READ)}')
         places = [header.index(name) for name in _READ]
+        if not any(rows[1:]):
+            raise ValueError(f'{path!r} has no answers')
         for number, row in enumerate(rows[1:], 2):
+            if not row:  # an empty line
+                continue
             if len(row) != len(header):
                 raise ValueError(f'{path!r}, line {number}: has {len(row)} values, and the header {len(header)}')
             subject, response, category, condition, image = (row[place].strip() for place in places)
@@ -175,36 +179,39 @@ def by_condition(dataset: str, answers: Mapping[tuple[str, str], bool]) -> dict[
     return grouped
 
 
-def compare_subjects(dataset: str, model: Mapping, human: Mapping) -> Consistency:
+def compare_subjects(dataset: str, model: Mapping, human: Mapping, *, partly: bool = False) -> Consistency:
     """Compare two subjects in a data set: the mean over the conditions, over the trials that both have answered.
 
     Args:
         dataset: name of the data set.
         model, human: of each (condition, trial), whether it was right.
+        partly: whether to leave out the conditions of which they have no trial in common.
 
     Raises:
-        ValueError: they have no trial of a condition in common.
+        ValueError: they have no trial of a condition in common, or with `partly` of any.
     """
     ours, theirs = by_condition(dataset, model), by_condition(dataset, human)
     found = []
     for condition, answers in theirs.items():
         trials = [trial for trial in answers if trial in ours.get(condition, {})]
+        if not trials and partly:
+            continue
         if not trials:
             where = f'condition {condition!r} of {dataset}' if condition else dataset
             raise ValueError(f'{where}: no image has an answer of both')
         found.append(compare([ours[condition][trial] for trial in trials], [answers[trial] for trial in trials]))
     if not found:
-        raise ValueError(f'{dataset}: there are no answers to a condition that counts')
+        raise ValueError(f'{dataset}: no image of a condition that counts has an answer of both')
     return mean(found)
 
 
 def humans_with_humans(humans: Mapping[str, Responses]) -> dict[str, Consistency]:
-    """Compare all pairs of humans: the mean of each data set that has two or more."""
+    """Compare all pairs of humans, over what both have answered: the mean of each data set that has two or more."""
     found = {}
     for dataset, subjects in humans.items():
         pairs = list(itertools.combinations(subjects.values(), 2))
         if pairs:
-            found[dataset] = mean(compare_subjects(dataset, *pair) for pair in pairs)
+            found[dataset] = mean(compare_subjects(dataset, *pair, partly=True) for pair in pairs)
     return found
 
 
@@ -226,9 +233,12 @@ def table(humans: Mapping[str, Responses], responses: Mapping[str, Responses]) -
     """Compare humans with each other, and with each subject of other responses: {subject: {data set: measures}}.
 
     Raises:
-        ValueError: a subject shares no data set or trial with the humans.
+        ValueError: a subject shares no data set or trial with the humans, or no data set has two humans to compare.
     """
-    found = {'humans': humans_with_humans(humans)}
+    among_humans = humans_with_humans(humans)
+    if not (among_humans or responses):
+        raise ValueError('no data set has the answers of two humans to compare')
+    found = {'humans': among_humans} if among_humans else {}
     for subject in dict.fromkeys(name for subjects in responses.values() for name in subjects):
         own = {dataset: subjects[subject] for dataset, subjects in responses.items() if subject in subjects}
         found[subject] = with_humans(humans, own)

@@ -102,7 +102,10 @@ def respond(
 
     Raises:
         ValueError: the network is another one, or an image can't be read.
+        FileExistsError: `out` is a file.
     """
+    if Path(out).is_file():
+        raise FileExistsError(f'the folder of responses {os.fspath(out)!r} is a file')
     if inferencer.kind != 'classifier' or len(inferencer.classes) != NUM_CLASSES:
         got = f'a {inferencer.kind} of {len(inferencer.classes)}'
         raise ValueError(f'the 16 categories need a classifier of {NUM_CLASSES} classes, got {got}')

@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.registry import DefaultScope, init_default_scope
 
 from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict, require_file
-from mmsb.configs import check_library, drop_warm_starts, read_config
+from mmsb.configs import check_library, dataset_with_pipeline, drop_warm_starts, read_config
 from mmsb.datasets.classes import class_names, dataset_meta
 from mmsb.exported import kind_of
 from mmsb.models.deploy import switch_to_deploy
@@ -78,7 +78,7 @@ class Inferencer:
         device = check_device(device)
         checkpoint = os.fspath(checkpoint)
         require_file(checkpoint)
-        _prepare(cfg, library)
+        self._wants_rgb = _prepare(cfg, library)
         state = load_state_dict(checkpoint, keep=True)
         content = load_checkpoint(checkpoint, keep=True)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # they print what they load
@@ -127,6 +127,8 @@ class Inferencer:
         scope = DefaultScope.get_current_instance()
         if scope is None or scope.scope_name != self.config.default_scope:
             init_default_scope(self.config.default_scope)
+        if self._wants_rgb:
+            images = [np.ascontiguousarray(image[..., ::-1]) for image in images]
         samples = []
         for data in self._inferencer.preprocess(images, batch_size=len(images)):
             data = data[1] if self.config.default_scope == 'mmdet' else data  # mmdet's come with their images
@@ -214,13 +216,17 @@ def _batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
         yield batch
 
 
-def _prepare(cfg: Config, library: str) -> None:
-    """Change a config in place to what the library's inferencer expects."""
-    try:
-        pipeline = cfg.test_dataloader.dataset.pipeline
-    except AttributeError as error:
-        raise ValueError('the config has no test_dataloader.dataset.pipeline, which prepares the images') from error
-    for transform in pipeline:
+def _prepare(cfg: Config, library: str) -> bool:
+    """Change a config in place to what the library's inferencer expects; return whether its network takes RGB.
+
+    A pipeline that loads no image is that of a dataset of arrays, such as CIFAR's, which are RGB.
+    """
+    dataset = dataset_with_pipeline(cfg)
+    if not dataset.get('pipeline'):
+        raise ValueError('the config has no test_dataloader.dataset.pipeline, which prepares the images')
+    cfg.test_dataloader.dataset = dataset  # without its wrappers
+    wants_rgb = not any('LoadImage' in str(transform.get('type')) for transform in dataset.pipeline)
+    for transform in dataset.pipeline:
         if str(transform.get('type')) == 'mmsb.LoadImage':
             transform.clear()
             transform.type = 'LoadImageFromFile'
@@ -230,6 +236,7 @@ def _prepare(cfg: Config, library: str) -> None:
     others = ('name', 'save_dir', 'vis_backends')
     options = {key: value for key, value in (cfg.get('visualizer') or {}).items() if key not in others}
     cfg.visualizer = ConfigDict({'type': VISUALIZERS[library], **options})
+    return wants_rgb
 
 
 def _build(library: str, cfg: Config, checkpoint: str, device: str):

@@ -34,20 +34,24 @@ def is_video(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() in VIDEOS
 
 
-def find(inputs: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
+def find(
+    inputs: str | os.PathLike | Iterable[str | os.PathLike], *, without: Iterable[str | os.PathLike] = ()
+) -> list[str]:
     """List the files that inputs name, each once and in order.
 
     Args:
         inputs: one or several: files; folders, of which all images and videos in them and in their subfolders are
             listed by name; and glob patterns.
+        without: folders whose files are listed only if they are named one by one.
 
     Raises:
         FileNotFoundError: an input does not exist, or has no image or video.
     """
     found: dict[str, None] = {}
+    closed = [Path(folder).resolve() for folder in without]
     for name in map(os.fspath, [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs):
         if os.path.isdir(name):
-            files = _files_in(name)
+            files = _outside(closed, _files_in(name))
             if not files:
                 raise FileNotFoundError(f'there is no image or video in the folder {name!r}')
         elif os.path.exists(name):
@@ -55,6 +59,7 @@ def find(inputs: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             files = [file for match in matches for file in (_files_in(match) if os.path.isdir(match) else [match])]
+            files = _outside(closed, files)
             if not files:
                 raise FileNotFoundError(f'no file matches {name!r}')
         else:
@@ -67,6 +72,10 @@ def _files_in(folder: str) -> list[str]:
     known = (path for path in Path(folder).rglob('*') if path.suffix.lower() in (*IMAGES, *VIDEOS))
     hidden = (path for path in known if not any(part.startswith('.') for part in path.relative_to(folder).parts))
     return sorted(str(path) for path in hidden if path.is_file())
+
+
+def _outside(folders: list[Path], files: list[str]) -> list[str]:
+    return [file for file in files if not set(folders) & set(Path(file).resolve().parents)]
 
 
 def count(paths: Iterable[str]) -> int:

@@ -41,7 +41,7 @@ def write_predictions(
     Args:
         inferencer: the network.
         files: files, folders or glob patterns, see `inputs.find`.
-        out: the folder; it is made when the first prediction is there.
+        out: the folder; it is made when the first prediction is there. What an earlier run has drawn is no input.
         batch_size: the most images of one size to predict at once.
         min_score: boxes below it are not drawn; the JSON has them all.
         skip: called with the path and the reason for each file that can't be read.
@@ -58,7 +58,7 @@ def write_predictions(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f'the output {str(out)!r} is a file, and must be a folder')
-    paths = inputs.find(files)
+    paths = inputs.find(files, without=written_to(out))
     total, skipped = inputs.count(paths), []
 
     def note(path: str, reason: str) -> None:
@@ -68,6 +68,8 @@ def write_predictions(
     run = _Run(inferencer, out, min_score)
     pictures = inputs.read(paths, note)
     for done, prediction in enumerate(inferencer.predict(pictures, batch_size=batch_size), 1):
+        if done == 1:
+            (out / JSON).unlink(missing_ok=True)  # of an earlier run
         run.add(prediction)
         show(done + len(skipped), max(total, done + len(skipped)))
     if not run.content['images']:
@@ -76,6 +78,11 @@ def write_predictions(
     run.content['skipped'] = skipped
     write_text(out / JSON, json.dumps(run.content, indent=1) + '\n')
     return run.content
+
+
+def written_to(out: str | os.PathLike) -> list[Path]:
+    """List the folders of a run's pictures, which a later run on a folder around them leaves out."""
+    return [Path(out, DRAWN), Path(out, MASKS)]
 
 
 class _Run:
@@ -153,5 +160,8 @@ def _save_mask(path: Path, labels: np.ndarray, palette: list[tuple[int, int, int
 def _annotation(box: dict, image_id: int, number: int) -> dict:
     _, _, width, height = box['bbox']
     found = dict(id=number, image_id=image_id, category_id=box['label'] + 1, bbox=box['bbox'], score=box['score'])
-    masks = {'segmentation': box['segmentation']} if 'segmentation' in box else {}
-    return {**found, 'area': width * height, 'iscrowd': 0, **masks}
+    if 'segmentation' not in box:
+        return {**found, 'area': width * height, 'iscrowd': 0}
+    from pycocotools.mask import area  # only of mmdet
+
+    return {**found, 'area': int(area(box['segmentation'])), 'iscrowd': 0, 'segmentation': box['segmentation']}

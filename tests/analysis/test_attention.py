@@ -74,6 +74,30 @@ def test_segmenters_and_detectors(name, method, digits, tmp_path):
 
 
 @needs_library
+@needs_library
+def test_a_segmenter_of_two_classes_with_one_output(digits):
+    cfg = Config.fromfile(digits.config.with_name(SEGMENTER))
+    cfg.model.decode_head.update(num_classes=2, out_channels=1)
+    cfg.model.decode_head.loss_decode = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    picture = trained.read_picture(cfg, model, digits.image)
+    logits = model.encode_decode(picture.inputs, [dict(img_shape=picture.inputs.shape[2:])])[0, 0].detach()
+    low, high = logits.flatten().sort()[0][[200, 260]]
+    boundary = (low + high) / 2
+    model.decode_head.threshold = boundary.sigmoid().item()
+    labels = model.predict(picture.inputs, picture.samples)[0].pred_sem_seg.data[0]
+    share = labels.float().mean().item()
+    assert 0 < share < 1
+    assert dict(trained.answer_of(model, picture).rows) == pytest.approx({'class 0': 1 - share, 'class 1': share})
+    scores = attention.Scores(model, 'segmenter')(picture.inputs)[0]
+    shifted = logits - boundary
+    wanted = [-shifted[labels == 0].sum().item(), shifted[labels == 1].sum().item()]
+    assert scores.tolist() == pytest.approx(wanted, rel=1e-3)
+    found = [attention.activation_map(model, picture, 'layer3', label=label)[0] for label in (0, 1)]
+    assert np.abs(found[0] - found[1]).max() > 0
+
+
 def test_what_does_not_exist(classifier):
     model, picture = classifier
     with pytest.raises(ValueError, match=r"layer must be a module of the backbone \(conv1, .*layer3.*\), got 'layer9'"):

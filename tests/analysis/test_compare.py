@@ -131,6 +131,21 @@ def test_seeds_are_one_row(tmp_path):
     assert dict(zip(header, second, strict=True))['accuracy/top1'] == '45'
 
 
+@pytest.mark.parametrize(
+    ('folders', 'name'),
+    [
+        (('sb-resnet38-0', 'sb-resnet38-1'), 'sb-resnet38'),
+        (('resnet38', 'resnet38_again'), 'resnet38'),
+        (('sb-10', 'sb-11'), 'sb'),
+        (('sb1', 'sb10'), 'sb'),
+        (('sb_seed_1', 'sb_seed_2'), 'sb'),
+    ],
+)
+def test_a_row_keeps_the_number_in_its_name(tmp_path, folders, name):
+    paths = [write_start(tmp_path / folder, two_epochs(50.0), seed=seed) for seed, folder in enumerate(folders)]
+    assert [row.name for row in compare(paths)] == [name]
+
+
 def test_seeds_are_compared_where_all_have_arrived(tmp_path):
     done = write_start(tmp_path / 'a0', two_epochs(50.0, 70.0))
     behind = write_start(tmp_path / 'a1', two_epochs(52.0), seed=1)

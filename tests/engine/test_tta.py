@@ -124,3 +124,11 @@ def test_views_are_not_drawn_by_mmpretrain(weights, demo_data, tmp_path, run_too
 def test_a_pipeline_without_packing_says_what_to_add():
     with pytest.raises(ValueError, match='add a tta_pipeline'):
         flipped([dict(type='LoadImageFromFile')])
+
+
+def test_a_dataset_inside_a_wrapper():
+    cfg = read_config(str(CONFIGS['mmpretrain']))
+    plain = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=1, dataset=plain)
+    use_tta(cfg)
+    assert cfg.test_dataloader.dataset.dataset.pipeline[-1].type == 'TestTimeAug'

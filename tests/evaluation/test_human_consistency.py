@@ -122,6 +122,33 @@ def test_a_network_is_compared_with_each_human(folders):
         np.testing.assert_allclose(values(found[dataset]), np.mean(wanted, axis=0))
 
 
+def test_humans_who_missed_a_session(folders):
+    files = sorted((folders[0] / 'contrast').glob('*.csv'))
+    short = ''.join(line for line in files[0].open() if '_c50_' not in line)
+    files[0].write_text(short)
+    wanted = [naive(*files[1:], condition) for condition in COUNTED['contrast']]
+    pairs = [np.mean(wanted, axis=0), *(naive(files[0], other, 'c15') for other in files[1:])]
+    for subjects in itertools.permutations(read_all(find_humans(folders[0]))['contrast'].items()):
+        found = humans_with_humans({'contrast': dict(subjects)})['contrast']
+        np.testing.assert_allclose(values(found), np.mean(pairs, axis=0))
+
+
+def test_one_human_is_compared_with_networks_only(folders):
+    for path in [*folders[0].rglob('*subject-02*'), *folders[0].rglob('*subject-03*')]:
+        path.unlink()
+    assert list(compared(*folders)) == ['net']
+    with pytest.raises(ValueError, match='no data set has the answers of two humans'):
+        table(read_all(find_humans(folders[0])), {})
+
+
+def test_files_as_spreadsheets_save_them(folders):
+    wanted = compared(*folders)
+    for path in folders[0].rglob('*.csv'):
+        lines = path.read_bytes().splitlines()
+        path.write_bytes(b'\xef\xbb\xbf' + b'\r\n'.join([*lines, b'', b'']))
+    assert compared(*folders) == wanted
+
+
 def test_networks_in_the_folders_of_the_humans_are_no_humans(folders):
     apart = compared(*folders)
     for path in folders[1].rglob('*.csv'):
@@ -191,6 +218,7 @@ WRONG = {
     'no csv': (None, 'there is no DATASET/*.csv in '),
     'another layout': ('subject,answer\n1,2\n', "has no column 'subj'; needed: subj, object_response"),
     'an empty file': ('', "has no column 'subj'"),
+    'no answers': (f'{HEADER}\n', "a.csv' has no answers"),
     'a short line': (f'{HEADER}\ns,1,1\n', 'line 2: has 3 values, and the header 8'),
     'an image twice': (f'{HEADER}\n{ROW}\n{ROW}\n', "line 3: s answers '0001_edg_s01_0_dog_00_dog1.png' a second time"),
     'no common image': (f'{HEADER}\n{ROW.replace("dog1", "dog99")}\n', 'edge: no image has an answer of both'),
@@ -320,3 +348,9 @@ def test_images_that_are_none_of_the_sets(spoil, said, images, network, tmp_path
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_where_responses_are_to_go_is_refused_before_the_network_runs(tmp_path):
+    (tmp_path / 'out').touch()
+    with pytest.raises(FileExistsError, match='is a file'):
+        answers_of_networks.respond(None, {}, tmp_path / 'out', name='net')

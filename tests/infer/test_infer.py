@@ -137,6 +137,7 @@ model = dict(roi_head=dict(
     found = write_predictions(inferencer, folder / 'a.png', tmp_path / 'out')['annotations']
     decoded = [decode(one['segmentation']).astype(bool) for one in json.loads(json.dumps(found))]
     np.testing.assert_array_equal(decoded, masks)
+    assert [one['area'] for one in found] == masks.sum((1, 2)).tolist()
 
 
 def test_a_mask_holds_the_labels_of_the_library(folder, weights, inferencers, tmp_path):
@@ -184,6 +185,46 @@ def test_names_of_classes_that_nothing_names_are_numbers(weights):
     cfg = read_config(CONFIGS['segmenter'])
     cfg.merge_from_dict({'test_dataloader.dataset.metainfo': None})
     assert Inferencer(cfg, weights['segmenter'], device='cpu').classes == ['0', '1', '2']
+
+
+def test_a_dataset_inside_a_wrapper_prepares_the_images(folder, weights, inferencers):
+    cfg = read_config(CONFIGS['classifier'])
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=1, dataset=cfg.test_dataloader.dataset)
+    (found,) = Inferencer(cfg, weights['classifier'], device='cpu')(folder / 'a.png')
+    (wanted,) = inferencers['classifier'](folder / 'a.png')
+    assert found.found == wanted.found
+
+
+def test_a_network_for_a_dataset_of_arrays_gets_rgb(folder, weights, inferencers):
+    cfg = read_config(CONFIGS['classifier'])
+    cfg.test_dataloader.dataset = dict(type='CIFAR10', pipeline=[dict(type='PackInputs')])
+    (found,) = Inferencer(cfg, weights['classifier'], device='cpu')(folder / 'a.png')
+    rgb = inputs.Picture('a.png', cv2.imread(str(folder / 'a.png'))[..., ::-1].copy())
+    (wanted,) = inferencers['classifier'].predict([rgb])
+    torch.testing.assert_close(found.sample.pred_score, wanted.sample.pred_score)
+
+
+def test_what_an_earlier_run_has_drawn_is_no_input(folder, inferencers, tmp_path):
+    Image.open(folder / 'a.png').save(tmp_path / 'a.png')
+    for files in (tmp_path, tmp_path, f'{tmp_path}/**/*.png'):
+        found = write_predictions(inferencers['segmenter'], files, tmp_path / 'out')
+        assert [image['file_name'] for image in found['images']] == [str(tmp_path / 'a.png')]
+    drawn = tmp_path / 'out/drawn/a.png'
+    assert len(write_predictions(inferencers['segmenter'], drawn, tmp_path / 'out')['images']) == 1
+
+
+def test_the_json_of_an_earlier_run_does_not_outlive_one_that_breaks_off(folder, inferencers, tmp_path):
+    write_predictions(inferencers['classifier'], folder / 'a.png', tmp_path)
+    with pytest.raises(ValueError, match='is not an image'):  # nothing is written, and so the earlier run is complete
+        write_predictions(inferencers['classifier'], folder / 'notes.txt', tmp_path)
+    assert (tmp_path / 'predictions.json').exists()
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(inferencers['classifier'], images(folder), tmp_path, show=interrupt)
+    assert not (tmp_path / 'predictions.json').exists()
 
 
 def test_the_command_skips_what_is_broken(folder, weights, tmp_path, run_tool):
