@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -71,14 +70,6 @@ def drop_warm_starts(node) -> None:
     if isinstance(node, (dict, list, tuple)):
         for child in node.values() if isinstance(node, dict) else node:
             drop_warm_starts(child)
-
-
-def dataset_with_pipeline(cfg: Config) -> Mapping:
-    """Find the test set of a config inside its wrappers, as for repetition; {} where there is none."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
-        dataset = dataset['dataset']
-    return dataset
 
 
 def build_model(cfg: Config) -> nn.Module:

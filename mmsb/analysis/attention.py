@@ -42,7 +42,8 @@ class Scores(nn.Module):
         if self.kind == 'segmenter':
             logits = self.model.encode_decode(images, [dict(img_shape=images.shape[2:])])
             if logits.shape[1] == 1:  # of two classes, the second
-                logits = logits - math.log(1 / (1 / self.model.decode_head.threshold - 1))
+                threshold = self.model.decode_head.threshold
+                logits = logits - math.log(threshold / (1 - threshold))
                 logits = torch.cat([-logits, logits], 1)
             labels = logits.argmax(1, keepdim=True)
             chosen = torch.zeros_like(logits).scatter(1, labels, 1)

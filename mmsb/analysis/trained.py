@@ -13,7 +13,8 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmsb.checkpoints.load import load_state_dict
-from mmsb.configs import build_model, check_library, dataset_with_pipeline, drop_warm_starts
+from mmsb.configs import build_model, check_library, drop_warm_starts
+from mmsb.datasets.test_set import dataset_with_pipeline, from_bgr
 from mmsb.exported import kind_of, to_scores
 from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit
@@ -111,8 +112,7 @@ def read_picture(cfg: Config, model: nn.Module, path: str | Path) -> Picture:
     load = Compose([dict(type='mmsb.LoadImage')])
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     results = load(dict(img_path=str(path), img_id=0, sample_idx=0, seg_fields=[]))
-    if not any(loads):  # a dataset that holds arrays, as CIFAR's, holds RGB
-        results['img'] = np.ascontiguousarray(results['img'][..., ::-1])
+    results['img'] = from_bgr(steps)(results['img'])
     steps = [step for step, is_loader in zip(steps, loads, strict=True) if not is_loader]
     try:
         packed = Compose([step for step in steps if 'Annotation' not in _name(step)])(results)

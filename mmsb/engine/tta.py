@@ -4,7 +4,7 @@ import copy
 
 from mmengine.config import Config, ConfigDict
 
-from mmsb.configs import dataset_with_pipeline
+from mmsb.datasets.test_set import dataset_with_pipeline
 from mmsb.options import choose
 
 MODELS = {  # that merge the predictions, for a config that has none

@@ -19,8 +19,8 @@ from mmengine.device import get_device
 from mmengine.registry import DefaultScope, init_default_scope
 
 from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict, require_file
-from mmsb.configs import check_library, dataset_with_pipeline, drop_warm_starts, read_config
-from mmsb.datasets.classes import class_names, dataset_meta
+from mmsb.configs import check_library, drop_warm_starts, read_config
+from mmsb.datasets.test_set import class_names, dataset_meta, dataset_with_pipeline, from_bgr
 from mmsb.exported import kind_of
 from mmsb.models.deploy import switch_to_deploy
 from mmsb.models.weights import check_fit
@@ -78,7 +78,7 @@ class Inferencer:
         device = check_device(device)
         checkpoint = os.fspath(checkpoint)
         require_file(checkpoint)
-        self._wants_rgb = _prepare(cfg, library)
+        self._from_bgr = _prepare(cfg, library)
         state = load_state_dict(checkpoint, keep=True)
         content = load_checkpoint(checkpoint, keep=True)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # they print what they load
@@ -127,9 +127,7 @@ class Inferencer:
         scope = DefaultScope.get_current_instance()
         if scope is None or scope.scope_name != self.config.default_scope:
             init_default_scope(self.config.default_scope)
-        if self._wants_rgb:
-            images = [np.ascontiguousarray(image[..., ::-1]) for image in images]
-        samples = []
+        samples, images = [], [self._from_bgr(image) for image in images]
         for data in self._inferencer.preprocess(images, batch_size=len(images)):
             data = data[1] if self.config.default_scope == 'mmdet' else data  # mmdet's come with their images
             samples += self._inferencer.forward(data)
@@ -216,16 +214,13 @@ def _batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
         yield batch
 
 
-def _prepare(cfg: Config, library: str) -> bool:
-    """Change a config in place to what the library's inferencer expects; return whether its network takes RGB.
-
-    A pipeline that loads no image is that of a dataset of arrays, such as CIFAR's, which are RGB.
-    """
+def _prepare(cfg: Config, library: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Change a config in place to what the library's inferencer expects; return `from_bgr` of its pipeline."""
     dataset = dataset_with_pipeline(cfg)
     if not dataset.get('pipeline'):
         raise ValueError('the config has no test_dataloader.dataset.pipeline, which prepares the images')
     cfg.test_dataloader.dataset = dataset  # without its wrappers
-    wants_rgb = not any('LoadImage' in str(transform.get('type')) for transform in dataset.pipeline)
+    convert = from_bgr(dataset.pipeline)
     for transform in dataset.pipeline:
         if str(transform.get('type')) == 'mmsb.LoadImage':
             transform.clear()
@@ -236,7 +231,7 @@ def _prepare(cfg: Config, library: str) -> bool:
     others = ('name', 'save_dir', 'vis_backends')
     options = {key: value for key, value in (cfg.get('visualizer') or {}).items() if key not in others}
     cfg.visualizer = ConfigDict({'type': VISUALIZERS[library], **options})
-    return wants_rgb
+    return convert
 
 
 def _build(library: str, cfg: Config, checkpoint: str, device: str):

@@ -15,7 +15,7 @@ from mmsb.analysis.bias_maps import BlockMaps
 from mmsb.analysis.trained import Answer, Picture
 from mmsb.checkpoints.load import load_checkpoint
 from mmsb.configs import build_model
-from mmsb.datasets.classes import class_names
+from mmsb.datasets.test_set import class_names
 from mmsb.models import SBResNetCifar, SpatialBias
 
 PICTURE = Picture('x.png', np.zeros((8, 12, 3), np.uint8), torch.zeros(1, 3, 8, 12), [])
@@ -139,6 +139,17 @@ def test_the_picture_is_what_the_network_sees(digits):
         again = trained.read_picture(cfg, trained.load_trained(cfg, str(digits.checkpoint)), digits.image)
         assert np.array_equal(again.pixels, pixels)
         assert np.abs(again.inputs[0].permute(1, 2, 0).numpy() - (pixels - 60.0) / 90).max() < 1e-5
+
+
+def test_a_grey_image_has_one_channel(digits):
+    cfg = Config.fromfile(digits.config)
+    cfg.model.backbone.in_channels = 1
+    cfg.model.data_preprocessor.update(mean=[60.0], std=[90.0])
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    picture = trained.read_picture(cfg, build_model(cfg), digits.image)
+    grey = np.asarray(Image.open(digits.image).convert('L')).astype(np.float64)
+    assert np.abs(picture.inputs[0, 0].numpy() * 90 + 60 - grey).max() <= 1.01, 'they round differently'
+    assert picture.pixels.shape == (*grey.shape, 3)
 
 
 def test_the_answer_of_a_classifier(digits):

@@ -16,7 +16,7 @@ from mmsb.checkpoints.card import TO_FILL
 from mmsb.checkpoints.load import load_checkpoint, load_state_dict
 from mmsb.checkpoints.publish import publish_weights
 from mmsb.configs import build_model, read_config
-from mmsb.datasets.classes import class_names
+from mmsb.datasets.test_set import class_names
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = ROOT / 'configs/demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'

@@ -1,6 +1,7 @@
 """Inference predicts what the libraries' own functions do, in formats that others read, and skips what is broken."""
 
 import json
+import operator
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
 from PIL import Image
 
 from mmsb.configs import build_model, read_config
@@ -202,6 +204,28 @@ def test_a_network_for_a_dataset_of_arrays_gets_rgb(folder, weights, inferencers
     rgb = inputs.Picture('a.png', cv2.imread(str(folder / 'a.png'))[..., ::-1].copy())
     (wanted,) = inferencers['classifier'].predict([rgb])
     torch.testing.assert_close(found.sample.pred_score, wanted.sample.pred_score)
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_a_network_for_grey_images(kind, tmp_path):
+    cfg = read_config(CONFIGS[kind])
+    cfg.model.backbone.in_channels = 1
+    cfg.model.data_preprocessor.update(mean=[60.0], std=[90.0])
+    cfg.model.data_preprocessor.pop('bgr_to_rgb', None)  # of colours alone
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    pipeline[0].color_type = 'grayscale'
+    model = build_model(cfg).eval()
+    torch.save(model.state_dict(), tmp_path / 'grey.pth')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / 'grey.png')
+    steps = [step for step in pipeline if 'Annotations' not in step.type]
+    packed = Compose(steps)(dict(img_path=str(tmp_path / 'grey.png'), img_id=0, seg_fields=[]))
+    with torch.no_grad():
+        wanted = model.test_step(dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']]))
+    found = list(Inferencer(cfg, tmp_path / 'grey.pth', device='cpu')(tmp_path / 'grey.png'))
+    fields = dict(classifier='pred_score', detector='pred_instances.scores', segmenter='seg_logits.data')
+    found, wanted = (operator.attrgetter(fields[kind])(one) for one in (found[0].sample, wanted[0]))
+    torch.testing.assert_close(found, wanted)
+    assert found.numel()
 
 
 def test_what_an_earlier_run_has_drawn_is_no_input(folder, inferencers, tmp_path):

@@ -15,7 +15,7 @@ from mmsb.analysis import attention, bias_maps, pictures, trained
 from mmsb.analysis.receptive_field import stages_of
 from mmsb.analysis.report import check_folders
 from mmsb.checkpoints.load import load_checkpoint, require_file
-from mmsb.datasets.classes import class_names
+from mmsb.datasets.test_set import class_names
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_figure
 

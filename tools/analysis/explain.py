@@ -13,7 +13,7 @@ from pathlib import Path
 from mmsb.analysis import bias_maps, explain, trained
 from mmsb.analysis.report import check_folders
 from mmsb.checkpoints.load import load_checkpoint, require_file
-from mmsb.datasets.classes import class_names
+from mmsb.datasets.test_set import class_names
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_text
 

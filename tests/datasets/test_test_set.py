@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config
 
 from mmsb.analysis import zoo
-from mmsb.datasets.classes import class_names, dataset_meta
+from mmsb.datasets.test_set import class_names, dataset_meta
 
 IMAGENET = Config.fromfile(zoo.CONFIGS / 'imagenet/sb-resnet50_b256-100e_in1k.py')
 

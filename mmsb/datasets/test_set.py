@@ -1,9 +1,33 @@
-"""Names and colours of the classes of a trained network."""
+"""What a config says of its test set: its pipeline, how that gets its images, the names and colours of its classes."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 
+import cv2
+import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+
+
+def dataset_with_pipeline(cfg: Config) -> Mapping:
+    """Find the test set of a config inside its wrappers, as for repetition; {} where there is none."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
+        dataset = dataset['dataset']
+    return dataset
+
+
+def from_bgr(pipeline: Sequence[Mapping]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what turns an image, [H, W, 3], 8-bit BGR, into what the steps of a pipeline get after loading.
+
+    That is RGB where no step loads a file: such a pipeline is that of a dataset of arrays, as CIFAR's. And it has one
+    channel, [H, W], where the image is loaded in grey.
+    """
+    loads = [step for step in pipeline if 'LoadImage' in str(step.get('type'))]
+    if not loads:
+        return lambda image: np.ascontiguousarray(image[..., ::-1])
+    if str(loads[0].get('color_type', 'color')).startswith('grayscale'):
+        return lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return lambda image: image
 
 
 def dataset_meta(cfg: Config, checkpoint: object = None) -> list[dict]:
@@ -17,9 +41,7 @@ def dataset_meta(cfg: Config, checkpoint: object = None) -> list[dict]:
         dicts with keys in lower case, such as 'classes' (names in the order of the labels) and 'palette'; where it
         names no classes, a dict has no such key.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while isinstance(dataset.get('dataset'), Mapping):  # a wrapper, as for repetition
-        dataset = dataset['dataset']
+    dataset = dataset_with_pipeline(cfg)
     kind = dataset.get('type')
     if isinstance(kind, str):
         kind = DATASETS.get(kind if '.' in kind else f'{cfg.get("default_scope") or "mmengine"}.{kind}')
