@@ -127,7 +127,7 @@ def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match='40 x 30 px, more than max_pixels=1,199'):
         loaded(tmp_path / 'image', encoded(plain(), 'PNG'), max_pixels=1199)
     with pytest.raises(ValueError, match='cannot be read'):
-        TRANSFORMS.build(dict(type='LoadImage'))(dict(img_path=str(tmp_path / 'absent')))
+        TRANSFORMS.build(dict(type='mmsb.LoadImage'))(dict(img_path=str(tmp_path / 'absent')))
 
 
 def folders(root, on_error: str, *, test_mode: bool = False):
