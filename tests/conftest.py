@@ -1,10 +1,12 @@
 """Shared fixtures: demo data made once, and a function to run a tool as a user does. GPUs are hidden."""
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,9 +80,9 @@ def run_tool():
     return run
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind():
-    """Keep mmengine's global objects, silenced logs, and what a tool makes of torch.load from the next test."""
+@contextlib.contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """Keep mmengine's global objects, silenced logs, and what a tool makes of torch.load from what runs next."""
     before, silenced = {manager: dict(manager._instance_dict) for manager in managers()}, logging.root.manager.disable
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     yield
@@ -89,3 +91,15 @@ def _nothing_left_behind():
     for manager in managers():
         manager._instance_dict.clear()
         manager._instance_dict.update(before.get(manager, {}))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _nothing_left_behind_by_the_fixtures_of_a_file():
+    with _nothing_left_behind():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind_by_a_test():
+    with _nothing_left_behind():
+        yield

@@ -23,7 +23,7 @@ class Digits:
     image: Path
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def digits(tmp_path_factory) -> Digits:
     """SB-ResNet-11 with random weights, a bias in stages 1 and 2; the same without its bias; an image, 28 x 40 px."""
     folder = tmp_path_factory.mktemp('digits')
