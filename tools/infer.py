@@ -57,7 +57,7 @@ def main() -> None:
     with progress_of('predict') as show:
         found = write_predictions(
             inferencer,
-            args.inputs,
+            files,
             args.out,
             batch_size=args.batch_size,
             min_score=args.min_score,

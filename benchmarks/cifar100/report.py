@@ -32,16 +32,13 @@ def read_records(folder: Path) -> dict[str, list[dict]]:
         FileNotFoundError: there is none.
     """
     found: dict[str, list[dict]] = {}
-    for path in sorted(folder.glob('*_seed*.json')):
+    for path in folder.glob('*_seed*.json'):
         record = json.loads(path.read_text())
         found.setdefault(record['network'], []).append(record)
     if not found:
         raise FileNotFoundError(f'{str(folder)!r} has no records *_seed*.json: python -m benchmarks.cifar100.budget')
-    return {name: sorted(found[name], key=lambda record: record['seed']) for name in sorted(found, key=_order)}
-
-
-def _order(name: str) -> tuple:
-    return name != PLAIN, name
+    names = sorted(found, key=lambda name: (name != PLAIN, name))
+    return {name: sorted(found[name], key=lambda record: record['seed']) for name in names}
 
 
 def name_of(record: dict) -> str:

@@ -74,7 +74,6 @@ def test_segmenters_and_detectors(name, method, digits, tmp_path):
 
 
 @needs_library
-@needs_library
 def test_a_segmenter_of_two_classes_with_one_output(digits):
     cfg = Config.fromfile(digits.config.with_name(SEGMENTER))
     cfg.model.decode_head.update(num_classes=2, out_channels=1)
@@ -98,6 +97,7 @@ def test_a_segmenter_of_two_classes_with_one_output(digits):
     assert np.abs(found[0] - found[1]).max() > 0
 
 
+@needs_library
 def test_what_does_not_exist(classifier):
     model, picture = classifier
     with pytest.raises(ValueError, match=r"layer must be a module of the backbone \(conv1, .*layer3.*\), got 'layer9'"):
