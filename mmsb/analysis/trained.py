@@ -1,7 +1,7 @@
 """Trained networks on pictures: the network of a checkpoint, a picture as the network sees it, and its answer."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsb.checkpoints.load import load_state_dict
 from mmsb.configs import build_model, check_library, drop_warm_starts
-from mmsb.datasets.test_set import dataset_with_pipeline, from_bgr
+from mmsb.datasets.test_set import dataset_with_pipeline, from_bgr, loads_image
 from mmsb.exported import kind_of, to_scores
 from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit
@@ -108,25 +108,20 @@ def read_picture(cfg: Config, model: nn.Module, path: str | Path) -> Picture:
         ValueError: the file is missing or no sound image, or the config has no test pipeline that takes it.
     """
     steps = _pipeline_of(cfg)
-    loads = ['LoadImage' in _name(step) for step in steps]
     load = Compose([dict(type='mmsb.LoadImage')])
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     results = load(dict(img_path=str(path), img_id=0, sample_idx=0, seg_fields=[]))
     results['img'] = from_bgr(steps)(results['img'])
-    steps = [step for step, is_loader in zip(steps, loads, strict=True) if not is_loader]
+    after = [step for step in steps if not loads_image(step) and 'Annotation' not in str(step['type'])]
     try:
-        packed = Compose([step for step in steps if 'Annotation' not in _name(step)])(results)
+        packed = Compose(after)(results)
         batch = dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']])
         batch = model.data_preprocessor(batch, training=False)
     except Exception as error:  # from any transform
         reason = one_line(error)
         raise ValueError(f'image {str(path)!r} does not pass the test pipeline of the config: {reason}') from error
-    pixels = _pixels(model.data_preprocessor, batch['inputs'][0], rgb=not any(loads))
+    pixels = _pixels(model.data_preprocessor, batch['inputs'][0], rgb=not any(map(loads_image, steps)))
     return Picture(str(path), pixels, batch['inputs'], batch['data_samples'])
-
-
-def _name(step: Mapping) -> str:
-    return str(step['type']).rpartition('.')[2]
 
 
 def _pipeline_of(cfg: Config) -> list:

@@ -16,13 +16,18 @@ def dataset_with_pipeline(cfg: Config) -> Mapping:
     return dataset
 
 
+def loads_image(step: Mapping) -> bool:
+    """Tell whether a step of a pipeline reads an image file."""
+    return 'LoadImage' in str(step.get('type'))
+
+
 def from_bgr(pipeline: Sequence[Mapping]) -> Callable[[np.ndarray], np.ndarray]:
     """Return what turns an image, [H, W, 3], 8-bit BGR, into what the steps of a pipeline get after loading.
 
     That is RGB where no step loads a file: such a pipeline is that of a dataset of arrays, as CIFAR's. And it has one
     channel, [H, W], where the image is loaded in grey.
     """
-    loads = [step for step in pipeline if 'LoadImage' in str(step.get('type'))]
+    loads = [step for step in pipeline if loads_image(step)]
     if not loads:
         return lambda image: np.ascontiguousarray(image[..., ::-1])
     if str(loads[0].get('color_type', 'color')).startswith('grayscale'):
