@@ -36,6 +36,7 @@ from mmsb.options import check_keys
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results/cifar100-20-epochs'
 EPOCHS, MILESTONES, BATCH = 20, '5,10,15', 64
+STARTS = '*/vis_data/config.py'  # one for each start, also one that ended before it logged a step
 FLAGS = ('--amp', 'bf16', '--channels-last', '--resume')
 POOL_ONLY = Row(CONTEXT, 'SB-ResNet-38', 'pool only', 'cifar100/sb-resnet38_b64-300e_cifar100.py',
                 'spatial_bias.mix=False')  # fmt: skip
@@ -63,9 +64,8 @@ def name_of(row: Row, seed: int) -> str:
 
 
 def read_record(row: Row, seed: int, folder: Path) -> dict:
-    """Make the record of a training from the logs in its folder: one log for each start."""
-    logs = sorted(folder.glob(SCALARS))
-    steps, tests = merge(logs)
+    """Make the record of a training from the logs in its folder."""
+    steps, tests = merge(sorted(folder.glob(SCALARS)))
     curve = [
         dict(
             epoch=test['step'],
@@ -91,7 +91,7 @@ def read_record(row: Row, seed: int, folder: Path) -> dict:
         machine=f'{cpu_name()}, one thread',
         versions=versions,
         command=shlex.join(['python', *command_of(row, seed, 'DATA', 'WORK_DIR')]),
-        interruptions=len(logs) - 1,
+        interruptions=len([*folder.glob(STARTS)]) - 1,
     )
 
 

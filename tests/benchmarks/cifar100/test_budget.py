@@ -35,20 +35,23 @@ def test_a_record_counts_repeated_steps_once(options, tmp_path):
     folder = tmp_path / 'run'
     starts = [
         [dict(lr=0.1, loss=4.0, step=1, epoch=1, time=0.5), dict(lr=0.1, loss=9.0, step=2, epoch=1, time=0.5)],
+        [],  # interrupted before the first line of its log
         [dict(lr=0.1, loss=2.0, step=2, epoch=1, time=0.25), {'accuracy/top1': 40.0, 'accuracy/top5': 70.0, 'step': 1},
          dict(lr=0.1, loss=1.0, step=3, epoch=2, time=0.25), {'accuracy/top1': 60.5, 'accuracy/top5': 90.0, 'step': 2}],
     ]  # fmt: skip
     for number, lines in enumerate(starts):
         log = folder / f'2026010{number}/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
-        log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+        log.with_name('config.py').touch()
+        if lines:
+            log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     record = budget.read_record(options.rows[0], 0, folder)
     assert record['curve'] == [
         dict(epoch=1, loss=3.0, top1_error=60.0, top5_error=30.0),
         dict(epoch=2, loss=1.0, top1_error=39.5, top5_error=10.0),
     ]
     assert (record['top1_error'], record['top5_error'], record['epochs']) == (39.5, 10.0, 2)
-    assert (record['interruptions'], record['images_per_s']) == (1, 256.0)
+    assert (record['interruptions'], record['images_per_s']) == (2, 256.0)
 
 
 def test_what_is_finished_or_being_trained_is_left_alone(options, monkeypatch):
