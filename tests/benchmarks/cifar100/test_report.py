@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 from PIL import Image
@@ -65,3 +66,18 @@ def test_the_command_prints_and_draws(folder, capsys, monkeypatch):
 def test_a_folder_without_records_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='has no records'):
         report.read_records(tmp_path)
+
+
+def test_the_published_tables_are_those_of_the_records():
+    page = (report.ROOT / 'docs/results.md').read_text()
+    plain, other = report.read_records(report.RESULTS).values()
+    assert [one['seed'] for one in plain] == [one['seed'] for one in other] == [0, 1, 2]
+    for one in (*plain, *other):
+        errors = f'{one["top1_error"]:.2f} | {one["top5_error"]:.2f}'
+        assert f'| {one["seed"]} | {errors} | {one["images_per_s"]:.0f} | {one["interruptions"]} |' in page
+    for metric in report.LABELS:
+        pairs = [mine[metric] - theirs[metric] for mine, theirs in zip(other, plain, strict=True)]
+        mean, half = statistics.fmean(pairs), T_2 * statistics.stdev(pairs) / math.sqrt(3)
+        errors = [one[metric] for one in other]
+        row = f'| {statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f} '
+        assert f'{row}| {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} |' in page
