@@ -28,7 +28,7 @@ import mmsb
 from benchmarks.cifar100.rows import CONTEXT, FIRST, Row, all_rows
 from mmsb.analysis.machine import cpu_name
 from mmsb.analysis.report import write_json
-from mmsb.analysis.run_logs import SCALARS, merge
+from mmsb.analysis.run_logs import SCALARS, STARTS, merge
 from mmsb.datasets import cifar
 from mmsb.engine.launcher import run_tool
 from mmsb.options import check_keys
@@ -36,7 +36,6 @@ from mmsb.options import check_keys
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'benchmarks/results/cifar100-20-epochs'
 EPOCHS, MILESTONES, BATCH = 20, '5,10,15', 64
-STARTS = '*/vis_data/config.py'  # one for each start, also one that ended before it logged a step
 FLAGS = ('--amp', 'bf16', '--channels-last', '--resume')
 POOL_ONLY = Row(CONTEXT, 'SB-ResNet-38', 'pool only', 'cifar100/sb-resnet38_b64-300e_cifar100.py',
                 'spatial_bias.mix=False')  # fmt: skip

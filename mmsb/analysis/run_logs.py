@@ -21,6 +21,7 @@ from mmsb.configs import read_config
 
 NO_METRICS = ('step', 'place', 'iter', 'epoch', 'time', 'data_time', 'memory')
 SCALARS = '*/vis_data/scalars.json'
+STARTS = '*/vis_data/config.py'  # one for each start, also one that ended before it logged a step
 
 
 @dataclass(frozen=True)

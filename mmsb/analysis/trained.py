@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsb.checkpoints.load import load_state_dict
 from mmsb.configs import build_model, check_library, drop_warm_starts
-from mmsb.datasets.test_set import dataset_with_pipeline, from_bgr, loads_image
+from mmsb.datasets.test_set import dataset_with_pipeline, from_bgr, loads_image, takes_rgb
 from mmsb.exported import kind_of, to_scores
 from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit
@@ -120,7 +120,7 @@ def read_picture(cfg: Config, model: nn.Module, path: str | Path) -> Picture:
     except Exception as error:  # from any transform
         reason = one_line(error)
         raise ValueError(f'image {str(path)!r} does not pass the test pipeline of the config: {reason}') from error
-    pixels = _pixels(model.data_preprocessor, batch['inputs'][0], rgb=not any(map(loads_image, steps)))
+    pixels = _pixels(model.data_preprocessor, batch['inputs'][0], rgb=takes_rgb(steps))
     return Picture(str(path), pixels, batch['inputs'], batch['data_samples'])
 
 

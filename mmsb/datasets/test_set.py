@@ -21,16 +21,20 @@ def loads_image(step: Mapping) -> bool:
     return 'LoadImage' in str(step.get('type'))
 
 
+def takes_rgb(pipeline: Sequence[Mapping]) -> bool:
+    """Tell whether the steps of a pipeline get RGB: none loads a file, as for a dataset of arrays such as CIFAR."""
+    return not any(map(loads_image, pipeline))
+
+
 def from_bgr(pipeline: Sequence[Mapping]) -> Callable[[np.ndarray], np.ndarray]:
     """Return what turns an image, [H, W, 3], 8-bit BGR, into what the steps of a pipeline get after loading.
 
-    That is RGB where no step loads a file: such a pipeline is that of a dataset of arrays, as CIFAR's. And it has one
-    channel, [H, W], where the image is loaded in grey.
+    That is RGB where `takes_rgb` says so. And it has one channel, [H, W], where the image is loaded in grey.
     """
-    loads = [step for step in pipeline if loads_image(step)]
-    if not loads:
+    if takes_rgb(pipeline):
         return lambda image: np.ascontiguousarray(image[..., ::-1])
-    if str(loads[0].get('color_type', 'color')).startswith('grayscale'):
+    loader = next(filter(loads_image, pipeline))
+    if str(loader.get('color_type', 'color')).startswith('grayscale'):
         return lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     return lambda image: image
 
