@@ -25,6 +25,15 @@ def leaf_datasets(dataset: dict, key: str) -> Iterator[tuple[str, dict]]:
         yield key, dataset
 
 
+def built_leaves(dataset: object) -> Iterator[object]:
+    """Yield a dataset, or the datasets that it wraps, in the order of `leaf_datasets`."""
+    inner = [*(getattr(dataset, 'datasets', None) or []), *filter(None.__ne__, [getattr(dataset, 'dataset', None)])]
+    for child in inner:
+        yield from built_leaves(child)
+    if not inner:
+        yield dataset
+
+
 def evaluators(cfg: Config, loader: str) -> Iterator[tuple[str, dict]]:
     """Yield the metrics of a dataloader's split, each with its key in the config."""
     key = loader.replace('_dataloader', '_evaluator')

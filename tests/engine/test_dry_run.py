@@ -101,7 +101,7 @@ OPTIONS = [  # config, --cfg-options, the start of the error
         'model.head.in_channels=17',
         'model.head (num_classes=10, in_channels=17): mat1 and mat2 shapes cannot be multiplied (2x256 and 17x10)',
     ),
-    (DIGITS, 'model.head.num_classes=5', 'model.head (num_classes=5, in_channels=256): Target 9 is out of bounds.'),
+    (DIGITS, 'model.head.num_classes=5', '{key}: is 5, but train_dataloader.dataset has 10 classes'),
     (SCENES, 'train_cfg.max_iters=-5', '{key} must be an integer of at least 1, got -5'),
     (
         SCENES,

@@ -50,40 +50,79 @@ def check_data(
         ValueError: `workers` is not an integer of at least 1.
     """
     positive_integer('workers', workers)
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    splits: dict[str, _Split] = {}
-    classes: dict[str, tuple] = {}
+    check = DataCheck(cfg)
+    splits: dict[str, Split] = {}
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get('dataset')
         if not dataset:
             continue
-        name, training = loader.removesuffix('_dataloader'), loader.startswith('train')
-        split = splits.get(f'{training} {dataset!r}')
-        if split is not None:
-            split.report.split += f' and {name}'
+        name = loader.removesuffix('_dataloader')
+        known = f'{loader.startswith("train")} {dataset!r}'
+        if known in splits:
+            splits[known].report.split += f' and {name}'
         else:
-            split = splits[f'{training} {dataset!r}'] = _Split(Report(name))
-            for key, leaf in paths.leaf_datasets(dataset, f'{loader}.dataset'):
-                check = DatasetCheck(cfg, key, leaf, training=training)
-                split.report.findings += check.look()
-                split.report.images += len(check.samples)
-                split.images |= {sample['img_id'] for sample in check.samples if 'img_id' in sample}
-                split.report.findings += _read_samples(check, workers, functools.partial(on_progress, name))
-                split.report.findings += _compare_classes(key, check.classes, classes)
-        for key, metric in paths.evaluators(cfg, loader):
-            if metric not in split.metrics:
-                split.metrics.append(metric)
-                told = {(found.kind, found.file, found.item) for found in split.report.findings}
-                found = _check_metric(key, metric, split.images)
-                split.report.findings += [one for one in found if (one.kind, one.file, one.item) not in told]
+            splits[known] = check.datasets(loader)
+            for one in splits[known].checks:
+                splits[known].report.findings += _read_samples(one, workers, functools.partial(on_progress, name))
+        check.metrics(loader, splits[known])
     return [split.report for split in splits.values()]
 
 
 @dataclass
-class _Split:
+class Split:
+    """A split of a run: its findings, and what has been checked of it."""
+
     report: Report
-    images: set = field(default_factory=set)  # their ids
+    checks: list[DatasetCheck] = field(default_factory=list)
     metrics: list[dict] = field(default_factory=list)  # the ones checked so far
+
+    @property
+    def images(self) -> set:
+        """The ids of its images."""
+        return {sample['img_id'] for check in self.checks for sample in check.samples if 'img_id' in sample}
+
+
+class DataCheck:
+    """Compares whatever decides what a label means, over the splits of a run. It reads no image.
+
+    Args:
+        cfg: the final config.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        init_default_scope(cfg.get('default_scope') or 'mmengine')
+        self._cfg = cfg
+        self._classes: dict[str, tuple] = {}  # of the datasets so far, by key
+
+    def datasets(self, loader: str, dataset: object = None) -> Split:
+        """Check all datasets of a split.
+
+        Args:
+            loader: key of its dataloader.
+            dataset: what the run has built for it; None to build it here, without its pipeline.
+        """
+        split = Split(Report(loader.removesuffix('_dataloader')))
+        leaves = list(paths.leaf_datasets(self._cfg[loader]['dataset'], f'{loader}.dataset'))
+        built = list(paths.built_leaves(dataset)) if dataset is not None else []
+        for (key, leaf), one in zip(leaves, built if len(built) == len(leaves) else [None] * len(leaves), strict=True):
+            check = DatasetCheck(self._cfg, key, leaf, training=loader.startswith('train'), dataset=one)
+            split.checks.append(check)
+            split.report.findings += check.look()
+            split.report.images += len(check.samples)
+            split.report.findings += _compare_classes(key, check.classes, self._classes)
+        return split
+
+    def metrics(self, loader: str, split: Split) -> list[Finding]:
+        """Check the metrics of a split; what is found, which is returned, is added to its report."""
+        new = []
+        for key, metric in paths.evaluators(self._cfg, loader):
+            if metric not in split.metrics:
+                split.metrics.append(metric)
+                told = {(found.kind, found.file, found.item) for found in split.report.findings}
+                found = _check_metric(key, metric, split.images)
+                new += [one for one in found if (one.kind, one.file, one.item) not in told]
+        split.report.findings += new
+        return new
 
 
 def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int, int], None]) -> Iterator[Finding]:

@@ -20,14 +20,24 @@ from .samples import SampleCheck
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
+UNUSABLE = 'unusable dataset'  # it can't be built or listed: often a mistake in the config
 FLAW = (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class DatasetCheck:
-    """One dataset of a config. `look` builds it, checks everything that needs no image, and lists the samples."""
+    """One dataset of a config. `look` checks everything that needs no image, and lists the samples.
 
-    def __init__(self, cfg: Config, key: str, leaf: dict, *, training: bool) -> None:
+    Args:
+        cfg: the final config.
+        key: key of the dataset in it.
+        leaf: the dataset's config.
+        training: whether its split is trained on.
+        dataset: the dataset, if it has been built; else `look` builds it, without its pipeline.
+    """
+
+    def __init__(self, cfg: Config, key: str, leaf: dict, *, training: bool, dataset: object = None) -> None:
         self.cfg, self.key, self.leaf, self.training = cfg, key, leaf, training
+        self._built = dataset
         self.samples: list[dict] = []
         self.classes: tuple | None = None
         self.reader: SampleCheck | None = None
@@ -37,11 +47,13 @@ class DatasetCheck:
         yield from missing
         if any(found.kind != 'missing image folder' for found in missing):
             return
-        try:
-            dataset, downloads = self._build()
-        except FLAW as failure:
-            yield self._unusable(failure)
-            return
+        dataset, downloads = self._built, False
+        if dataset is None:
+            try:
+                dataset, downloads = self._build()
+            except FLAW as failure:
+                yield self._unusable(failure)
+                return
         bases = {base.__name__ for base in type(dataset).__mro__}
         if missing and 'CocoDataset' not in bases:
             return
@@ -103,7 +115,7 @@ class DatasetCheck:
         return dataset, bool(self.leaf.get('download', default))
 
     def _unusable(self, failure: Exception) -> Finding:
-        return error('unusable dataset', self.key, '', f'{self.leaf.get("type")} cannot be read: {one_line(failure)}')
+        return error(UNUSABLE, self.key, '', f'{self.leaf.get("type")} cannot be read: {one_line(failure)}')
 
     def _hint(self, dataset) -> str:
         suffix = self.leaf.get('img_suffix', getattr(dataset, 'img_suffix', None))

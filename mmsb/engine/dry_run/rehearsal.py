@@ -27,6 +27,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.configs import build_model, drop_warm_starts
+from mmsb.datasets.check import DataCheck
+from mmsb.datasets.check.dataset import UNUSABLE
+from mmsb.datasets.check.findings import Finding
 from mmsb.datasets.loading import BadImageError, load_sample
 from mmsb.datasets.paths import annotation_file, leaf_datasets
 
@@ -35,7 +38,7 @@ from ..stops import RunStopped
 from .blame import explained
 from .sections import Section, ignored_key, locate
 from .signatures import Options, near
-from .watch import Watch, check_options, check_section, watch
+from .watch import Mistake, Watch, check_options, check_section, watch
 
 _LOADER = inspect.signature(DataLoader.__init__).parameters
 LOADER_OPTIONS = Options(  # those that the runner takes out, and PyTorch's
@@ -63,11 +66,13 @@ def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Mod
     sections = locate(cfg._cfg_dict)
     sections.work_dir = os.path.abspath(cfg.work_dir)
     with _untouched(), watch() as seen:
-        rehearsal = Rehearsal(sections, seen)
+        rehearsal = Rehearsal(sections, seen, cfg)
         with rehearsal.stage('model'):
             model = build_model(sections)
         check_model(model)
         rehearsal.run(model, loaders)
+    for line in rehearsal.warnings:
+        print(f'warning: {line}', flush=True)
 
 
 @contextlib.contextmanager
@@ -105,9 +110,10 @@ class Rehearsal(Runner):
     Args:
         cfg: the config, its dicts with their places.
         seen: what is built by the registries.
+        plain: the same config, whose reading counts for nothing.
     """
 
-    def __init__(self, cfg: Section, seen: Watch) -> None:
+    def __init__(self, cfg: Section, seen: Watch, plain: Config) -> None:
         self.cfg, self._seen = cfg, seen
         self._work_dir = self._log_dir = cfg.work_dir
         self._experiment_name = self._timestamp = 'dry_run'
@@ -118,6 +124,8 @@ class Rehearsal(Runner):
         self._hooks, self._has_loaded, self._load_from, self._resume = [], False, None, False
         self.logger = MMLogger.get_instance('mmengine')
         self.message_hub = MessageHub.get_instance('dry_run')
+        self._data, self._splits = DataCheck(plain), {}
+        self.warnings: list[str] = []
 
     @contextlib.contextmanager
     def stage(self, key: str) -> Iterator[None]:
@@ -191,6 +199,8 @@ class Rehearsal(Runner):
             loader, batch = self._loader(f'{split}_dataloader')
         with self.stage(f'{split}_evaluator'):
             evaluator = self._evaluator(f'{split}_evaluator')
+            if (checked := self._splits.get(f'{split}_dataloader')) is not None:
+                self._heed(self._data.metrics(f'{split}_dataloader', checked))
         setattr(self, f'_{split}_dataloader', loader)
         setattr(self, f'_{split}_evaluator', evaluator)
         if batch is not None:
@@ -204,12 +214,19 @@ class Rehearsal(Runner):
         self._seen.no_download = False
         try:
             check_options(self.cfg[key], DataLoader, LOADER_OPTIONS)
-            loader = self.build_dataloader(self._quick_to_read(key), seed=self.seed)
-        except (RuntimeError, OSError, AssertionError) as error:
-            section = getattr(error, 'section', None)
-            if not self._seen.no_download or (section is not None and '.pipeline' in section._place):
-                raise
-            return None, None
+            section = self._quick_to_read(key)
+            loader = self.build_dataloader(section, seed=self.seed)
+        except Exception as error:
+            own = '.pipeline' not in getattr(getattr(error, 'section', None), '_place', '')
+            if self._seen.no_download and own and isinstance(error, (RuntimeError, OSError, AssertionError)):
+                return None, None
+            self._heed(self._data.datasets(key).report.findings)  # may name the file or annotation at fault
+            raise
+        if section == self.cfg[key]:
+            self._splits[key] = self._data.datasets(key, loader.dataset)
+            self._heed(self._splits[key].report.findings)
+        else:
+            self.warnings.append(f'{key}: its annotations are large: only tools/check_data.py checks them')
         loader.num_workers = 0  # some loops start the workers when they are built
         if isinstance(loader.dataset, IterableDataset):
             return loader, None
@@ -224,6 +241,15 @@ class Rehearsal(Runner):
         except ValueError as error:  # the files are sound: a mistake in the config
             raise (error.__cause__ or error) from None
         return loader, loader.collate_fn(samples)
+
+    def _heed(self, found: list[Finding]) -> None:
+        """Raise the first error of a data check, and keep a warning of each kind."""
+        errors = [one for one in found if one.level == 'error' and one.kind != UNUSABLE]
+        if errors:
+            raise Mistake(_first_of(errors))
+        warnings = [one for one in found if one.level == 'warning']
+        for kind in dict.fromkeys(one.kind for one in warnings):
+            self.warnings.append(_first_of([one for one in warnings if one.kind == kind]))
 
     def _quick_to_read(self, key: str) -> Section:
         """Copy a section, but spare a dataset its large annotation file if the validation has a smaller one."""
@@ -279,6 +305,11 @@ class Rehearsal(Runner):
             meant = near(name, names)
             if split == 'val' and name != 'auto' and name not in names and meant:
                 raise ValueError(f'default_hooks.checkpoint.save_best: no metric {name!r}; did you mean {meant!r}?')
+
+
+def _first_of(found: list[Finding]) -> str:
+    text = str(found[0]).partition(': ')[2]
+    return text + (f' (and {len(found) - 1:,} more: tools/check_data.py lists them)' if len(found) > 1 else '')
 
 
 def _is_large(dataset: Section) -> bool:
