@@ -156,9 +156,9 @@ def coco(root: Path) -> tuple[dict, dict]:
     content = dict(
         images=[dict(id=i, file_name=f'{i}.jpg', width=SIZE_PX[0], height=SIZE_PX[1]) for i in range(1, COUNT + 1)],
         annotations=[
-            dict(id=10 * i + j, image_id=i, category_id=7 + j, bbox=box, area=80, iscrowd=j)
+            dict(id=10 * i + j, image_id=i, category_id=7 + (i + j) % 2, bbox=box, area=80, iscrowd=int(j == 1))
             for i in range(1, COUNT)  # the last image has none
-            for j, box in enumerate(([5, 5, 10, 8], [-0.001, 20.5, 40.002, 9.6]))
+            for j, box in enumerate(([5, 5, 10, 8], [-0.001, 20.5, 40.002, 9.6], [20, 5, 12, 9]))
         ],
         categories=[dict(id=7, name='cat'), dict(id=8, name='dog')],
     )
@@ -272,7 +272,7 @@ def test_class_that_a_file_lacks(tmp_path):
         cfg[f'{split}_dataloader']['dataset']['metainfo'] = dict(classes=('cat', 'dog', 'cow'))
     cfg['model']['roi_head']['bbox_head'] = dict(num_classes=3)
     assert [(one.level, one.kind) for one in found(cfg)] == [
-        ('warning', 'class without category'),  # train
+        ('warning', 'class that never occurs'),  # train
         ('error', 'class without category'),  # val
     ]
 
@@ -328,7 +328,7 @@ def scenes(root: Path) -> dict:
     for split in ('train', 'val'):
         for number in range(COUNT):
             picture(root / f'images/{split}/{number}.jpg')
-            mask(root / f'masks/{split}/{number}.png', labels(0, 1, 150))
+            mask(root / f'masks/{split}/{number}.png', labels(*range(151)))
         folders_of = dict(img_path=f'images/{split}', seg_map_path=f'masks/{split}')
         steps = [LOAD, dict(type='LoadAnnotations', reduce_zero_label=True)]
         scene = dict(type='ADE20KDataset', data_root=str(root), data_prefix=folders_of, pipeline=steps)
@@ -362,13 +362,13 @@ def test_sound_scenes_and_labels_that_are_left_out(tmp_path):
     cfg = scenes(tmp_path)
     assert found(cfg, workers=2) == []
     for path in tmp_path.glob('masks/*/*.png'):
-        mask(path, labels(0, 1, 200))
+        mask(path, labels(*range(151), 200))
     assert len(found(cfg)) == 2 * COUNT
     cfg['model']['decode_head']['ignore_index'] = cfg['val_evaluator']['ignore_index'] = 199  # 200 - 1
     assert {one.message.split(' (')[0] for one in found(cfg)} == {'labels [255]'}  # the reduced label 0
     palette = Image.fromarray(labels(1, 2)).convert('P')
     for path in tmp_path.glob('masks/*/*.png'):
-        palette.putdata(labels(1, 2).ravel().tolist())
+        palette.putdata(labels(*range(1, 151)).ravel().tolist())
         palette.save(path)
     assert found(cfg) == []
 

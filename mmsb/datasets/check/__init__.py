@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -20,6 +21,7 @@ from mmsb.options import positive_integer
 from . import coco
 from .dataset import DatasetCheck
 from .findings import Finding, Report, error
+from .labels import count_labels, pixel_findings, softmax_of_one, unused_classes
 from .samples import type_name
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -64,6 +66,7 @@ def check_data(
             splits[known] = check.datasets(loader)
             for one in splits[known].checks:
                 splits[known].report.findings += _read_samples(one, workers, functools.partial(on_progress, name))
+            splits[known].report.findings += _compare_pixels(cfg, splits[known].checks)
         check.metrics(loader, splits[known])
     return [split.report for split in splits.values()]
 
@@ -110,6 +113,8 @@ class DataCheck:
             split.report.findings += check.look()
             split.report.images += len(check.samples)
             split.report.findings += _compare_classes(key, check.classes, self._classes)
+        if loader.startswith('train'):
+            split.report.findings += [*softmax_of_one(check.heads()), *_unused(split)]
         return split
 
     def metrics(self, loader: str, split: Split) -> list[Finding]:
@@ -142,8 +147,33 @@ def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int,
             on_progress(min(start + SAMPLES_PER_TASK, len(samples)), len(samples))
     finally:
         pool.shutdown(cancel_futures=True)
-    if reader.load_mask is not None and not reader.labelled_pixels:
-        yield error('empty split', check.key, '', 'all mask pixels are ignored')
+
+
+def _unused(split: Split) -> Iterator[Finding]:
+    """Warn of classes that no dataset of a split has; a subset of the samples need not have them."""
+    classes = split.checks[0].classes
+    whole = all(check.leaf.get('indices') is None for check in split.checks)
+    if whole and isinstance(classes, (list, tuple)) and not any(one.level == 'error' for one in split.report.findings):
+        counts, what = count_labels(sample for check in split.checks for sample in check.samples)
+        yield from unused_classes(split.checks[0].key, classes, counts, what)
+
+
+def _compare_pixels(cfg: Config, checks: list[DatasetCheck]) -> Iterator[Finding]:
+    """Compare what has been counted over all images and masks of a split with what the config expects of them."""
+    checks = [check for check in checks if check.reader is not None]
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    for check in checks:
+        yield from check.reader.ranges.findings(check.key, preprocessor)
+    masks = [check for check in checks if check.samples and check.reader.load_mask is not None]
+    for check in masks:
+        if not np.delete(check.reader.pixels, sorted(check.reader.ignored)).any():
+            yield error('empty split', check.key, '', 'all mask pixels are ignored')
+    if masks:
+        first, reader = masks[0], masks[0].reader
+        pixels = sum(check.reader.pixels for check in masks)
+        classes = first.classes if all(check.leaf.get('indices') is None for check in masks) else None
+        options = dict(training=first.training, reduced=reader.reduced)
+        yield from pixel_findings(first.key, pixels, classes, reader.ignored, **options)
 
 
 def _compare_classes(key: str, classes: tuple | None, seen: dict[str, tuple]) -> Iterator[Finding]:

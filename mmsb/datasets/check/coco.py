@@ -178,11 +178,14 @@ def check_classes(path: str, content: dict, classes: tuple, cat_ids: list, *, tr
             shifted = True
             text = f"{names[number]!r} gets label {label}, which is class {name!r}: metainfo must use the file's order"
             yield error('order of the classes', path, f'category id {number}', text)
-    missing = [name for name in classes if name not in names.values()]
-    level = warning if training and not shifted else error
-    effect = 'it is never learnt' if training else 'the metric fails when it is predicted'
-    for name in missing:
-        yield level('class without category', path, '', f'has no category {name!r}, a class of the config: {effect}')
+    if training and not shifted:  # what occurs is counted for all types of datasets
+        return
+    for name in classes:
+        if name not in names.values():
+            effect = 'it is never learnt' if training else 'the metric fails when it is predicted'
+            yield error(
+                'class without category', path, '', f'has no category {name!r}, a class of the config: {effect}'
+            )
 
 
 def samples(content: dict, folder: str) -> Iterator[dict]:

@@ -5,7 +5,6 @@ import inspect
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 
 from mmengine.config import Config
@@ -16,6 +15,7 @@ from mmsb.options import one_line
 
 from . import coco
 from .findings import Finding, error, warning
+from .labels import count_labels
 from .samples import SampleCheck
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
@@ -153,7 +153,7 @@ class DatasetCheck:
     def _check_folders(self, dataset) -> Iterator[Finding]:
         part = self.leaf.get('indices') is not None  # a subset of the samples need not hold every class
         folders = {} if part else getattr(dataset, 'folder_to_idx', {})
-        counts = Counter(sample.get('gt_label') for sample in self.samples)
+        counts, _ = count_labels(self.samples)
         level, effect = (error, 'never learnt') if self.training else (warning, 'not measured')
         for name, label in folders.items():
             if not counts[label]:
@@ -161,7 +161,7 @@ class DatasetCheck:
                 text = f'has no image ({", ".join(sorted(dataset.extensions))}): class {label} is {effect}'
                 yield level('empty class folder', folder, '', text)
 
-    def _heads(self) -> Iterator[tuple[str, dict]]:
+    def heads(self) -> Iterator[tuple[str, dict]]:
         model = self.cfg.model
         for owner, prefix in ((model, 'model'), (model.get('roi_head') or {}, 'model.roi_head')):
             for name in HEADS:
@@ -176,7 +176,7 @@ class DatasetCheck:
             text = f'must be a tuple of names, got the string {self.classes!r}: write ({self.classes!r},)'
             yield error('number of classes', f'{self.key}.metainfo.classes', '', text)
         elif self.classes and not open_vocabulary:
-            for key, head in self._heads():
+            for key, head in self.heads():
                 count = len(self.classes)
                 if head['num_classes'] != count:
                     level = warning if key == 'model.head' and head['num_classes'] > count else error
@@ -184,7 +184,7 @@ class DatasetCheck:
                     yield level('number of classes', f'{key}.num_classes', '', text)
 
     def _make_reader(self, dataset, *, masks: bool) -> None:
-        heads = [head for _, head in self._heads()]
+        heads = [head for _, head in self.heads()]
         counts = [head['num_classes'] for head in heads] + ([len(self.classes)] if masks and self.classes else [])
         loader = self.key.split('.')[0]
         owners = heads if self.training else [metric for _, metric in paths.evaluators(self.cfg, loader)]

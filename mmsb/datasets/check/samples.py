@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 import warnings
 
 import mmcv
@@ -12,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from mmsb.options import one_line
 
 from .findings import Finding, error, warning
+from .ranges import Ranges, turned
 
 WIDE_MODES = ('I', 'F')  # prefixes of Pillow's modes with more than 8 bits
 
@@ -84,8 +86,10 @@ class SampleCheck:
             self.setting.append(error('reduce_zero_label', 'LoadAnnotations.reduce_zero_label', '', message))
             self.load_mask.reduce_zero_label = reduce_zero_label
         self.labels = labels
-        self.ignored = ignored
-        self.labelled_pixels = False  # in any mask so far
+        self.ignored = {label for label in ignored if 0 <= label < 256}
+        self.reduced = reduce_zero_label
+        self.lock = threading.Lock()  # for what is counted over all samples
+        self.pixels, self.ranges = np.zeros(256, np.int64), Ranges()
 
     def __call__(self, sample: dict) -> list[Finding]:
         findings = self._check_label(sample)
@@ -114,7 +118,8 @@ class SampleCheck:
         if content is None or self.load_image is None:
             return findings, None
         try:
-            height, width = self.load_image.transform(dict(img_path=path))['img'].shape[:2]
+            image = self.load_image.transform(dict(img_path=path))['img']
+            height, width = image.shape[:2]
         except Exception as failure:  # decoders raise exceptions of any type
             message = f'cannot be decoded ({one_line(failure)}): download it again'
             return [error('unreadable image', path, item, message)], None
@@ -124,7 +129,18 @@ class SampleCheck:
             if stated == (height, width):
                 message += ": EXIF rotates it; set LoadImageFromFile.color_type='color_ignore_orientation'"
             findings.append(error('image of another size', path, item, message))
+        elif self.places(sample) and (turn := turned(content, self.load_image, width == height)):
+            message = f'is read as its EXIF tag says, which {turn}: if its labels were drawn without regard to that, '
+            message += "set LoadImageFromFile.color_type='color_ignore_orientation'"
+            findings.append(warning('turned image', path, item, message))
+        with self.lock:
+            self.ranges.add(content, image)
         return findings, (width, height)
+
+    @staticmethod
+    def places(sample: dict) -> bool:
+        """Tell whether the labels of a sample stand at places in its image, as boxes and masks do."""
+        return bool(sample.get('seg_map_path') or any('bbox' in one for one in sample.get('instances') or []))
 
     def _check_mask(self, path: str, sample: dict, size: tuple[int, int] | None) -> list[Finding]:
         findings, content = _read(path, 'mask', '')
@@ -146,8 +162,9 @@ class SampleCheck:
             message = f'is {mask.shape[1]} x {mask.shape[0]} px, but its image is {size[0]} x {size[1]} px'
             findings.append(error('mask of another size', path, '', message))
         counts = np.bincount(mask.ravel(), minlength=256)
-        counts[[label for label in self.ignored if 0 <= label < 256]] = 0
-        self.labelled_pixels |= bool(counts.any())
+        with self.lock:
+            self.pixels += counts
+        counts[sorted(self.ignored)] = 0
         beyond = [] if self.labels is None else [int(i) for i in np.flatnonzero(counts) if i >= self.labels]
         if beyond:
             share = counts[beyond].sum() / mask.size
