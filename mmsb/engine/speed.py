@@ -1,13 +1,17 @@
 """The hook behind `channels_last`, `compile_parts` and fused optimizers."""
 
+import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmsb.options import one_line
 from mmsb.registry import HOOKS
 
 
@@ -32,7 +36,7 @@ class SpeedHook(Hook):
         for optimizer in _optimizers(runner):
             _restore(optimizer)
         for name in runner.cfg.get('compile_parts') or ():
-            _compile(getattr(model, name), dynamic=bool(runner.cfg.get('compile_dynamic')))
+            _compile(getattr(model, name), dynamic=bool(runner.cfg.get('compile_dynamic')), name=name)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         saved = checkpoint.get('optimizer') or {}
@@ -96,12 +100,36 @@ def _make_stock(saved: dict) -> None:
             group['fused'] = None
 
 
-def _compile(part: nn.Module, *, dynamic: bool) -> None:
-    """Compile the training forward of a part, as one graph; its evaluation stays eager, in fp32."""
+def _compile(part: nn.Module, *, dynamic: bool, name: str = 'part') -> None:
+    """Compile the training forward of a part, as one graph; its evaluation stays eager, in fp32.
+
+    A part that cannot be compiled as one graph stays eager from then on, and the log says so: a compiler's failure ends
+    no training that would run without it.
+    """
     eager = part.forward
     compiled = torch.compile(eager, dynamic=dynamic, fullgraph=True)
+    known = ('TorchDynamoException', 'FailOnRecompileLimitHit')  # the second is not in every PyTorch
+    failures = tuple(getattr(torch._dynamo.exc, one) for one in known if hasattr(torch._dynamo.exc, one))
+    works = True
 
     def forward(*args, **kwargs):
-        return (compiled if part.training else eager)(*args, **kwargs)
+        nonlocal works
+        if part.training and works:
+            try:
+                with _backward_at_once():
+                    return compiled(*args, **kwargs)
+            except failures as error:
+                works = False
+                text = f'{name} cannot be compiled as one graph, and stays eager: {one_line(error)}'
+                print_log(text, 'current', logging.WARNING)
+        return eager(*args, **kwargs)
 
     part.forward = forward
+
+
+def _backward_at_once() -> contextlib.AbstractContextManager:
+    """Compile the backward pass together with the forward pass, where this PyTorch can: then it fails there too."""
+    from torch._functorch import config  # takes a second
+
+    option = 'force_non_lazy_backward_lowering'
+    return config.patch(**{option: True}) if hasattr(config, option) else contextlib.nullcontext()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmsb.models.resizing import is_compiling
+from mmsb.models.forms import is_compiling
 from mmsb.models.spatial_bias import SpatialBias, check_not_folded, conv_of_concat, norm_for_maps
 from mmsb.options import check_keys, choose
 

@@ -1,14 +1,14 @@
-"""Pooling to a small grid and upsampling from it, with the forms that export and train well.
+"""Pooling to a small grid and upsampling from it, each by PyTorch's kernel or by matrices.
 
-Both are linear along each axis: pooling is `P_h x P_w^T`, upsampling `U_h m U_w^T`. The exporter writes PyTorch's
-adaptive pooling for one size of the input, and without a word: the file fails, or is wrong, at another. So an export
-pools by these matrices, which follow from height and width by comparisons of whole numbers. A training upsamples by
-them: with few channels, PyTorch's kernel takes three to five times as long on a CPU, forward and backward.
+Both are linear along each axis: pooling is `P_h x P_w^T`, upsampling `U_h m U_w^T`. The matrices follow from height and
+width by comparisons of whole numbers. `forms.py` says which form runs where, and why.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmsb.models.forms import form_of
 
 POOLS = {'avg': F.adaptive_avg_pool2d, 'max': F.adaptive_max_pool2d}
 
@@ -21,12 +21,12 @@ def adaptive_pool2d(x: Tensor, size: int, kind: str = 'avg') -> Tensor:
         size: S.
         kind: 'avg' or 'max'.
     """
-    if not is_exporting():
+    if form_of('pool', x) == 'kernel':
         return POOLS[kind](x, size)
     rows, columns = regions(x.shape[-2], size, x), regions(x.shape[-1], size, x)
-    if kind == 'avg':
-        rows, columns = (inside.to(x.dtype) / inside.sum(1, keepdim=True) for inside in (rows, columns))
-        return rows @ x @ columns.T
+    if kind == 'avg':  # sums, then counts: autocast would round the weights 1 / count
+        x = (rows.to(x.dtype) @ x) / rows.sum(1, keepdim=True)
+        return (x @ columns.to(x.dtype).T) / columns.sum(1)
     lowest = torch.finfo(x.dtype).min
     x = x.unsqueeze(-2).masked_fill(~columns, lowest).amax(-1)  # (B, C, H, S)
     return x.unsqueeze(-3).masked_fill(~rows[:, :, None], lowest).amax(-2)
@@ -34,7 +34,7 @@ def adaptive_pool2d(x: Tensor, size: int, kind: str = 'avg') -> Tensor:
 
 def upsample_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Upsample maps, (B, N, S, S), to `size` (height, width) in pixels, with corners not aligned: (B, N, *size)."""
-    if not x.requires_grad or is_compiling():  # a compiler fuses the kernel with its neighbours
+    if not x.requires_grad or form_of('upsample', x) == 'kernel':
         return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
     one_hot = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[None]
     rows, columns = (F.interpolate(one_hot, size=length, mode='linear', align_corners=False)[0] for length in size)
@@ -49,14 +49,3 @@ def regions(length: int, size: int, like: Tensor) -> Tensor:
     position = torch.arange(length, device=like.device) * size
     region = torch.arange(size, device=like.device)[:, None]
     return (position + size > region * length) & (position < (region + 1) * length)
-
-
-def is_exporting() -> bool:
-    """Return whether torch.export is at work; PyTorch before 2.6 can't tell, and exports one size."""
-    return getattr(torch.compiler, 'is_exporting', bool)()
-
-
-def is_compiling() -> bool:
-    """Return whether torch.compile or torch.export is at work."""
-    compiler = torch.compiler if hasattr(torch.compiler, 'is_compiling') else torch._dynamo  # torch < 2.3
-    return compiler.is_compiling() or is_exporting()

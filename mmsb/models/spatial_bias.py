@@ -15,7 +15,8 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmsb.models.resizing import POOLS, adaptive_pool2d, is_compiling, is_exporting, upsample_bilinear
+from mmsb.models.forms import form_of
+from mmsb.models.resizing import POOLS, adaptive_pool2d, upsample_bilinear
 from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
 
@@ -100,14 +101,12 @@ class SpatialBias(BaseModule):
 
 
 class Reduction(ConvModule):
-    """A convolution to few channels, norm and activation.
-
-    The latter two are in NCHW and in the precision of the weights, also under autocast: on a CPU the batch norm of 5
-    channels takes twice the time in channels_last, and pooling back in bf16 four times that of fp32.
-    """
+    """A convolution to few channels, norm and activation; the latter two in the form 'maps' of `forms.py`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x).to(self.conv.weight.dtype, memory_format=torch.contiguous_format)
+        x = self.conv(x)
+        if form_of('maps', x) == 'weights':
+            x = x.to(self.conv.weight.dtype, memory_format=torch.contiguous_format)
         return self.activate(self.norm(x))
 
 
@@ -126,42 +125,48 @@ def norm_for_maps(norm_cfg: dict, channels: int) -> dict:
 def conv_of_concat(conv: nn.Module, bias_conv: nn.Module | None, y: Tensor, maps: Tensor) -> Tensor:
     """Convolve the concatenation of `y` (B, C, H, W) and `maps` (B, N, H, W) with weights that are stored apart.
 
-    This is `conv(y) + bias_conv(maps)`. Two plain convolutions are fused into one, which writes the wide output once.
-    Where one convolution would not do the same, the sum itself is computed: another type of layer, groups, a padding
-    mode other than zeros, and hooks of the module, which fire only when it is called (not torch's global ones, which
-    counters set on every module). In a deployed network `conv` alone has the weights of both.
+    This is `conv(y) + bias_conv(maps)`, in the form 'read' of `forms.py`. Two plain convolutions are fused into one,
+    which writes the wide output once. Where one convolution would not do the same, the sum itself is computed: another
+    type of layer, groups, a padding mode other than zeros, and hooks of the module, which fire only when it is called
+    (not torch's global ones, which counters set on every module). In a deployed network `conv` alone has the weights of
+    both.
 
     Raises:
         ValueError: if a batch norm was folded into `conv` alone.
     """
-    if bias_conv is None:
-        if not is_exporting():
-            return conv(concatenate(y, maps))
-        # onnxruntime computes in blocks of channels, in which 3 more do not fit
-        weights = conv.weight.split([y.shape[1], maps.shape[1]], dim=1)
-        geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation)
-        return F.conv2d(y, weights[0], conv.bias, **geometry) + F.conv2d(maps, weights[1], **geometry)
-    check_not_folded(conv)
-    if not (is_plain(conv) and is_plain(bias_conv)):
-        return conv(y) + bias_conv(maps)
-    x = concatenate(y, maps)
-    weight = torch.cat([conv.weight, bias_conv.weight], dim=1)
-    return F.conv2d(x, weight, bias_conv.bias, conv.stride, conv.padding, conv.dilation)
+    form = form_of('read', y)
+    if bias_conv is not None:
+        check_not_folded(conv)
+        if not (is_plain(conv) and is_plain(bias_conv)):
+            return conv(y) + bias_conv(maps)
+        weights, bias = (conv.weight, bias_conv.weight), bias_conv.bias
+    elif form == 'concat' or not is_plain(conv):
+        return conv(concatenate(y, maps))
+    else:
+        weights, bias = conv.weight.split([y.shape[1], maps.shape[1]], dim=1), conv.bias
+    geometry = (conv.stride, conv.padding, conv.dilation)
+    if form == 'sum':
+        return F.conv2d(y, weights[0], bias, *geometry) + F.conv2d(maps.to(y.dtype), weights[1], None, *geometry)
+    if form == 'padded':
+        missing = -(y.shape[1] + maps.shape[1]) % 8
+        maps, own = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (maps, weights[1]))
+        weights = (weights[0], own)
+    return F.conv2d(concatenate(y, maps), torch.cat(weights, dim=1), bias, *geometry)
 
 
 def concatenate(y: Tensor, maps: Tensor) -> Tensor:
     """Concatenate in the type and memory format of `y`; of mixed formats torch.cat would make NCHW."""
     maps = maps.to(y.dtype)
-    if not is_exporting() and not y.is_contiguous():
+    if not y.is_contiguous():
         maps = maps.contiguous(memory_format=torch.channels_last)
         for part in (y, maps):
-            if part.requires_grad and not is_compiling():
+            if part.requires_grad and form_of('gradients', y) == 'copied':
                 part.register_hook(dense)
     return torch.cat([y, maps], dim=1)
 
 
 def dense(grad: Tensor | None) -> Tensor | None:
-    """Copy a gradient that is a view of some channels: the backward pass of a ReLU takes ten times as long on one."""
+    """Copy a gradient that is a view of some channels."""
     return grad if grad is None else grad.contiguous(memory_format=torch.channels_last)
 
 

@@ -4,24 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsb.models import resizing
+from mmsb.models import forms, resizing
 
 
 @pytest.mark.parametrize('kind', ['avg', 'max'])
 @pytest.mark.parametrize('size', [1, 2, 3, 6, 7, 10])
 def test_matrices_pool_as_pytorch_does(kind, size, monkeypatch):
-    monkeypatch.setattr(resizing, 'is_exporting', lambda: True)
+    monkeypatch.setitem(forms.TABLE['pool'], 'cpu', 'matrix')
     theirs = {'avg': F.adaptive_avg_pool2d, 'max': F.adaptive_max_pool2d}[kind]
     torch.manual_seed(0)
     for height in (1, 2, 5, 9, 10, 13, 20, 31):
         for width in (1, 3, 7, 10, 24, 61):
             x = torch.randn(2, 3, height, width, dtype=torch.double)
             torch.testing.assert_close(resizing.adaptive_pool2d(x, size, kind), theirs(x, size), rtol=1e-12, atol=1e-12)
-
-
-def test_pytorch_itself_pools_where_nothing_is_exported(monkeypatch):
-    monkeypatch.setitem(resizing.POOLS, 'avg', lambda x, size: 'pytorch')
-    assert resizing.adaptive_pool2d(torch.ones(1, 1, 4, 4), 2) == 'pytorch'
 
 
 @pytest.mark.parametrize('size', [1, 2, 6, 10])
@@ -38,9 +33,6 @@ def test_matrices_upsample_as_pytorch_does(size):
             torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(('compiling', 'learning'), [(True, True), (False, False)])
-def test_pytorch_itself_upsamples_where_that_pays(compiling, learning, monkeypatch):
-    monkeypatch.setattr(resizing, 'is_compiling', lambda: compiling)
+def test_pytorch_itself_upsamples_where_nothing_learns(monkeypatch):
     monkeypatch.setattr(F, 'interpolate', lambda x, **options: options)
-    x = torch.ones(1, 1, 4, 4, requires_grad=learning)
-    assert resizing.upsample_bilinear(x, (8, 9))['size'] == (8, 9)
+    assert resizing.upsample_bilinear(torch.ones(1, 1, 4, 4), (8, 9))['size'] == (8, 9)
