@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mmengine.logging
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
@@ -28,20 +29,13 @@ from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
 from . import fast, log_to
+from .cfg_options import KeyValues, apply_options
 from .dry_run import check_config, dry_run, known_keys
 from .processes import first_process_decides, is_restart, rank_in_environment, start_processes
 from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-class _KeyValues(DictAction):
-    def __call__(self, parser, namespace, values, option_string=None):
-        wrong = [value for value in values if '=' not in value]
-        if wrong:
-            parser.error(f'{option_string} needs KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, option_string)
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -51,7 +45,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_KeyValues,
+        action=KeyValues,
         default={},
         metavar='KEY=VALUE',
         help='override any key of the config, e.g. model.backbone.depth=101; takes precedence over the flags',
@@ -97,7 +91,7 @@ def load_config(
         raise ValueError(f'config {args.config!r} is not a config: it must end in .py, .json, .yaml or .yml')
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
-    if args.work_dir:
+    if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     apply_flags(cfg)
     if args.trust_checkpoint:
@@ -105,13 +99,16 @@ def load_config(
     if args.tensorboard:
         log_to.add(cfg, 'tensorboard')
     check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted({*cfg, *known_keys()}))
-    cfg.merge_from_dict(args.cfg_options)
+    apply_options(cfg, args.cfg_options)
     check_config(cfg)
     _add_defaults(cfg)
     complete(cfg)
-    cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
-    if not cfg.get('work_dir'):
+    apply_options(cfg, {key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
+    if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if not cfg.work_dir.strip():
+        raise ValueError('work_dir is empty: name a folder, or leave it out for work_dirs/<name of the config>')
+    cfg.work_dir = os.path.expanduser(cfg.work_dir)
     install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg), everywhere=True)
     if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
         raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file, and must be a folder')
@@ -219,7 +216,8 @@ def run_tool(main: Callable[[], None]) -> None:
     """
     rank = rank_in_environment()
     try:
-        main()
+        with _without_notice_of_onedl():
+            main()
     except KeyboardInterrupt:
         sys.exit('interrupted')
     except RunStopped as stop:
@@ -238,6 +236,22 @@ def run_tool(main: Callable[[], None]) -> None:
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _without_notice_of_onedl() -> Iterator[None]:
+    """Leave out the line that the libraries print, as they are imported, about an optional package that is missing."""
+    print_log = mmengine.logging.print_log
+
+    def print_others(msg, *args, **kwargs) -> None:
+        if not str(msg).startswith('Could not import OneDL'):
+            print_log(msg, *args, **kwargs)
+
+    mmengine.logging.print_log = print_others
+    try:
+        yield
+    finally:
+        mmengine.logging.print_log = print_log
 
 
 def _log_traceback() -> str | None:

@@ -81,6 +81,12 @@ def rank_in_environment() -> int:
     return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
 
 
+def warn(text: str) -> None:
+    """Print a warning line, in the first process only."""
+    if rank_in_environment() == 0:
+        print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
 def is_restart() -> bool:
     """Return whether torchrun has restarted this process after a failure."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
