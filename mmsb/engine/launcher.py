@@ -31,7 +31,7 @@ from mmsb.options import check_keys, one_line
 from . import fast, log_to
 from .cfg_options import KeyValues, apply_options
 from .dry_run import check_config, dry_run, known_keys
-from .processes import first_process_decides, is_restart, rank_in_environment, start_processes
+from .processes import first_process_decides, is_restart, rank_in_environment, start_processes, warn, world_size
 from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
@@ -174,6 +174,33 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
         cfg = copy.deepcopy(cfg)
         drop_warm_starts(cfg.model)
     first_process_decides(cfg, lambda: dry_run(cfg, loaders, check_weights))
+    trains = 'train_dataloader' in loaders
+    if cfg.launcher == 'none' and torch.cuda.device_count() > 1:
+        count, script = (
+            torch.cuda.device_count(),
+            'dist_train.sh CONFIG' if trains else 'dist_test.sh CONFIG CHECKPOINT',
+        )
+        warn(f'{count} GPUs are visible and one is used: bash tools/{script} {count} uses all of them')
+    if trains:
+        _warn_of_batch_size(cfg)
+
+
+def _warn_of_batch_size(cfg: Config) -> None:
+    """Warn if a step has another number of samples than the one that the config's learning rate is for."""
+    scaling, size = cfg.get('auto_scale_lr') or {}, cfg.train_dataloader.get('batch_size')
+    base, counts = scaling.get('base_batch_size'), cfg.optim_wrapper.get('accumulative_counts', 1)
+    if not base or not size:
+        return
+    step = size * world_size() * counts
+    made = f'the learning rate is for {base} samples a step (auto_scale_lr.base_batch_size), and a step has {step}'
+    made += f' (batch_size={size}, processes: {world_size()}, accumulative_counts={counts})'
+    if scaling.get('enable'):  # MMEngine leaves accumulative_counts out
+        if counts > 1:
+            scaled = f'--auto-scale-lr scales it to {step // counts}'
+            warn(f'{made}: {scaled}, so multiply optim_wrapper.optimizer.lr by {counts}')
+    elif step != base:
+        cure = 'pass --auto-scale-lr' if counts == 1 else f'multiply optim_wrapper.optimizer.lr by {step / base:g}'
+        warn(f'{made}: {cure}, or set auto_scale_lr.base_batch_size={step} if it is right')
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
