@@ -511,7 +511,7 @@ def test_a_network_to_count_reads_no_checkpoint():
 
 def test_analysis_builds_a_backbone_without_its_checkpoint():
     backbone = dict(type='mmsb.SBResNetCifar', depth=11, frozen_stages=1, pretrained='http://127.0.0.1:9/nothing.pth')
-    assert build_backbone(Config(dict(model=dict(backbone=backbone)))).pretrained_cfg is None
+    assert build_backbone(Config(dict(model=dict(backbone=backbone)))).warm_start is None
 
 
 @pytest.mark.parametrize('source', ['plain', 'trained'])
