@@ -75,6 +75,8 @@ class TimmSBResNet(SBResNetClassifier):
             self.set_head(num_classes, global_pool)
         for info in self.feature_info:
             info['reduction'] = min(info['reduction'], output_stride)
+        if hasattr(self, 'stem'):
+            self.feature_info[0]['module'] = 'stem'  # it ends with its own ReLU
         if output_stride != 32:
             self._dilate_second_convs(stages['dilations'])
         self.to(dtype=dtype)

@@ -76,7 +76,9 @@ def backbone_of(state: Mapping[str, Tensor], path: str, prefix: str | None = Non
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     backbone = {name: state[key] for key, name in _our_names(filter(_BACKBONE.match, state)).items()}
     backbone = our_weights(backbone)
-    backbone.pop('conv1.bias', None)  # Caffe's ResNets have one before their first batch norm; the libraries drop it, too
+    backbone.pop(
+        'conv1.bias', None
+    )  # Caffe's ResNets have one before their first batch norm; the libraries drop it, too
     if not backbone:
         where = f' under the prefix {prefix!r}' if prefix else ''
         raise ValueError(f'checkpoint {path!r} has no ResNet weights{where}: conv1.weight, layer1.0.conv1.weight, ...')
