@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
 from mmsb.checkpoints.card import config_of
 from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict
-from mmsb.datasets.test_set import dataset_with_pipeline, takes_rgb
+from mmsb.datasets.test_set import class_names, dataset_with_pipeline, loads_image, takes_rgb
 from mmsb.models.weights import backbone_of, check_fit, split_head
 from mmsb.options import choose
 from mmsb.timm_registry import DEPTHS
@@ -25,8 +26,9 @@ HEADS = ('LinearClsHead', 'MultiLabelLinearClsHead')
 #: Options of the backbone that say how it is built or trained, and not what it computes.
 NOT_ITS_FUNCTION = (
     'type', 'depth', 'in_channels', 'out_indices', 'init_cfg', 'pretrained', 'frozen_stages', 'norm_eval', 'norm_cfg',
-    'with_cp', 'zero_init_residual', 'drop_path_rate',
+    'with_cp', 'zero_init_residual', 'drop_path_rate', '_scope_',
 )  # fmt: skip
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')  # by the same name in both
 IMAGE_ARGUMENTS = ('mean', 'std', 'crop_pct', 'interpolation', 'input_size')  # of train.py, with names of timm's config
 
 
@@ -45,10 +47,10 @@ def publish_for_timm(checkpoint: str | os.PathLike, folder: str | os.PathLike, *
         FileNotFoundError: the checkpoint, or the folder that the new one is to be in, does not exist.
         ValueError: the checkpoint does not say which network it is, or the network is not one of timm's registry.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f'{str(folder)!r} exists already: name a new folder')
-    if not folder.absolute().parent.is_dir():
+    if not folder.parent.is_dir():
         raise FileNotFoundError(f'the folder of the output {str(folder)!r} does not exist')
     path = os.fspath(checkpoint)
     content = load_checkpoint(checkpoint, keep=True)
@@ -56,10 +58,9 @@ def publish_for_timm(checkpoint: str | os.PathLike, folder: str | os.PathLike, *
     forget()
     name, options, images = _of_train_py(path, content) or _of_config(path, content, backbone)
     network = _build(path, state, name, options, images, backbone)
-    known = content['meta'].get('dataset_meta') or {} if isinstance(content.get('meta'), Mapping) else {}
-    classes = [] if backbone else list(map(str, known.get('classes') or ()))
+    classes = () if backbone else class_names(Config(), content)
     _write(network, folder, classes, dict(options, in_chans=network.in_chans))
-    warning = 'no crop that timm knows in the test pipeline: set input_size, crop_pct and crop_mode in config.json'
+    warning = 'timm has no such steps as the test pipeline: set input_size, crop_pct and crop_mode in config.json'
     return '' if 'input_size' in images else warning
 
 
@@ -137,21 +138,26 @@ class _AsLiteral(ast.NodeTransformer):
 
 def _crop(pipeline: Sequence[Mapping], channels: int) -> dict:
     """Translate the steps of a test pipeline to timm's input_size, crop_pct, ...; {} where timm has no such steps."""
-    steps = {str(step.get('type')).rpartition('.')[2]: step for step in pipeline}
-    edge, crop, resize = (steps.get(name) for name in ('ResizeEdge', 'CenterCrop', 'Resize'))
-    if edge and crop and edge.get('edge', 'short') == 'short' and isinstance(crop['crop_size'], int):
-        size, scale = crop['crop_size'], edge['scale']
+    names = [str(step.get('type')).rpartition('.')[2] for step in pipeline]
+    steps = {name: step for name, step in zip(names, pipeline, strict=True) if not loads_image(step)}
+    steps.pop('PackInputs', None)
+    edge, crop, resize = (steps.get(name, {}) for name in ('ResizeEdge', 'CenterCrop', 'Resize'))
+    interpolation = (edge or resize).get('interpolation', 'bilinear')
+    if interpolation not in INTERPOLATIONS:
+        return {}
+    size, scale = crop.get('crop_size'), edge.get('scale')
+    if list(steps) == ['ResizeEdge', 'CenterCrop'] and edge.get('edge', 'short') == 'short' and isinstance(size, int):
         share = size / scale
         if math.floor(size / share) < scale:  # timm resizes to this floor
             share = math.nextafter(share, 0)
         found = dict(input_size=(channels, size, size), crop_pct=share, crop_mode='center')
-    elif resize and not (edge or crop or resize.get('keep_ratio')) and resize.get('scale'):
+    elif list(steps) == ['Resize'] and resize.get('scale') and not resize.get('keep_ratio'):
         scale = resize['scale']
         width, height = (scale, scale) if isinstance(scale, int) else scale
-        edge, found = resize, dict(input_size=(channels, height, width), crop_pct=1.0, crop_mode='squash')
+        found = dict(input_size=(channels, height, width), crop_pct=1.0, crop_mode='squash')
     else:
         return {}
-    return dict(found, interpolation=edge.get('interpolation', 'bilinear'))
+    return dict(found, interpolation=interpolation)
 
 
 def _build(path: str, state: Mapping[str, Tensor], name: str, options: dict, images: dict, backbone: bool):
@@ -175,13 +181,13 @@ def _build(path: str, state: Mapping[str, Tensor], name: str, options: dict, ima
     return network
 
 
-def _write(network: torch.nn.Module, folder: Path, classes: list[str], options: dict) -> None:
+def _write(network: torch.nn.Module, folder: Path, classes: Sequence[str], options: dict) -> None:
     """Write the folder, whole or not at all."""
     from timm.models import save_for_hf
 
     unfinished = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     try:
-        model_config = {'label_names': classes} if classes else {}
+        model_config = {'label_names': list(classes)} if classes else {}
         save_for_hf(network, str(unfinished), model_config, model_args=options, safe_serialization=True)
         os.replace(unfinished, folder)
     except BaseException:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -126,13 +127,36 @@ def test_timm_resizes_to_the_same_scale(size, scale, tmp_path):
     assert (resize.size, tuple(crop.size), resize.interpolation.value) == (scale, (size, size), 'bicubic')
 
 
-def test_an_unknown_crop_is_a_warning_and_the_backbone_has_no_head(tmp_path):
-    net = trained(config(steps=[dict(type='Pad', size=(48, 48))]), tmp_path / 'epoch_3.pth')
+@pytest.mark.parametrize('steps', [
+    [dict(type='Pad', size=(48, 48)), *EDGE],
+    [dict(type='Resize', scale=36, keep_ratio=True)],
+    [dict(type='ResizeEdge', scale=36, interpolation='area'), EDGE[1]],
+    [],
+], ids=range(4))  # fmt: skip
+def test_an_unknown_crop_is_a_warning_and_the_backbone_has_no_head(steps, tmp_path):
+    net = trained(config(steps=steps), tmp_path / 'epoch_3.pth')
     assert 'input_size' in publish_for_timm(tmp_path / 'epoch_3.pth', tmp_path / 'net', backbone=True)
     again = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
     x = torch.randn(2, 3, 64, 48)
     assert again.num_classes == 0
     torch.testing.assert_close(again(x), net.backbone.eval()(x)[-1].mean((2, 3)))
+
+
+def test_a_checkpoint_of_timms_train_py(tmp_path):
+    kwargs = dict(spatial_bias=dict(num_maps=2, pool='max'))
+    args = Namespace(model='sb_resnet18', model_kwargs=kwargs, gp='max', img_size=48, mean=(0.5, 0.4, 0.3), std=None)
+    net = timm.create_model('sb_resnet18', num_classes=3, in_chans=3, global_pool='max', **kwargs).eval()
+    content = dict(epoch=1, arch='sb_resnet18', args=args, state_dict=net.state_dict(), metric=50.0)
+    torch.save(content, tmp_path / 'model_best.pth.tar')
+    publish_for_timm(tmp_path / 'model_best.pth.tar', tmp_path / 'net')
+    again = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
+    x = torch.randn(2, 3, 48, 48)
+    assert torch.equal(again(x), net(x))
+    data = timm.data.resolve_data_config(model=again)
+    assert (data['input_size'], data['mean'], data['crop_pct']) == ((3, 48, 48), [0.5, 0.4, 0.3], 0.875)
+    torch.save(dict(content, arch='resnet18'), tmp_path / 'model_best.pth.tar')
+    with pytest.raises(ValueError, match="sb_resnet152'], got 'resnet18'"):
+        publish_for_timm(tmp_path / 'model_best.pth.tar', tmp_path / 'other')
 
 
 def detector(cfg: Config) -> Config:

@@ -31,7 +31,7 @@ def parse_args():
 def main() -> None:
     args = parse_args()
     install_reader(everywhere=True)
-    if args.timm:
+    if args.timm is not None:
         warning = publish_for_timm(args.checkpoint, args.timm, backbone=args.backbone)
         print(f"{args.timm}: import mmsb; timm.create_model('local-dir:{args.timm}', pretrained=True)")
         if warning:

@@ -193,7 +193,7 @@ class SBResNet(BaseModule):
         self.new_parts: list[str] = []  # those that freezing spares
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        if self.warm_start is not None and self._freezes() and not next(self.parameters()).is_meta:
+        if self.warm_start is not None and self.freezes() and not next(self.parameters()).is_meta:
             self.spare(find_new_parts(list(self.added_parts()), self.warm_start))
         self.train()
 
@@ -282,7 +282,7 @@ class SBResNet(BaseModule):
                     constant_init(block.last_norm, 0)
         if self.warm_start is not None:
             new_parts = load_pretrained(self, self.warm_start)
-            if self._freezes() and new_parts != self.new_parts:  # built on the meta device
+            if self.freezes() and new_parts != self.new_parts:  # built on the meta device
                 self.spare(new_parts)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -304,7 +304,8 @@ class SBResNet(BaseModule):
         for part in self.new_parts:
             self.get_submodule(part).requires_grad_(True).train(self.training)
 
-    def _freezes(self) -> bool:
+    def freezes(self) -> bool:
+        """Tell whether anything is frozen, of which an untrained part would have to be spared."""
         return self.frozen_stages > 0 or self.norm_eval or not self.norm_cfg.get('requires_grad', True)
 
     def _frozen_modules(self) -> list[nn.Module]:

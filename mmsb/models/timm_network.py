@@ -72,7 +72,7 @@ class TimmSBResNet(SBResNetClassifier):
             self.in_chans = in_chans
             self.drop_rate = drop_rate
             self.grad_checkpointing = False
-            self.set_head(num_classes, global_pool)
+            self._set_head(num_classes, global_pool)
         for info in self.feature_info:
             info['reduction'] = min(info['reduction'], output_stride)
         if hasattr(self, 'stem'):
@@ -89,7 +89,7 @@ class TimmSBResNet(SBResNetClassifier):
                     for conv in [block.conv2, *(part for name, part in block.named_children() if name == 'bias_conv')]:
                         conv.dilation = conv.padding = (dilation, dilation)
 
-    def set_head(self, num_classes: int, global_pool: str) -> None:
+    def _set_head(self, num_classes: int, global_pool: str) -> None:
         self.num_classes = num_classes
         self.global_pool, fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         like = next(self.parameters())
@@ -101,7 +101,7 @@ class TimmSBResNet(SBResNetClassifier):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the linear layer by a new one, or by none for 0 classes; None keeps the pooling."""
-        self.set_head(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
+        self._set_head(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
         for part in (self.global_pool, self.fc):
             part.train(self.training)
 
@@ -153,6 +153,7 @@ class TimmSBResNet(SBResNetClassifier):
         taken, last = feature_take_indices(len(self.feature_info), indices)
         for i in range(last + 1, len(self.feature_info)):
             setattr(self, f'layer{i}', nn.Sequential())
+        self.new_parts = [part for part in self.new_parts if part in dict(self.named_modules())]
         if last == 0:
             self.maxpool = nn.Identity()
         if last < len(self.feature_info) - 1:
@@ -177,12 +178,15 @@ def timm_network(depth: int, pretrained: bool = False, **options) -> nn.Module:
     cfg = resolve_pretrained_cfg(name, options.get('pretrained_cfg'), overlay)
     source = cfg.file or cfg.hf_hub_id or cfg.url
     if pretrained and not (source or cfg.state_dict):
-        raise ValueError(f'no weights of {name} are published: pass checkpoint_path instead of pretrained')
+        hint = 'name a file by pretrained_cfg_overlay=dict(file=...), or pass checkpoint_path instead of pretrained'
+        raise ValueError(f'no weights of {name} are published: {hint}')
 
     def translate(state: Mapping[str, Tensor], model: TimmSBResNet) -> dict[str, Tensor]:
         theirs = backbone_of(state, str(source))
         new_parts = parts_to_add(model, theirs)
         start_bias(model, new_parts)
+        if model.freezes():
+            model.spare(new_parts)
         new = tuple(f'{part}.' for part in new_parts)
         ours = {key: value for key, value in model.state_dict().items() if key.startswith(new)}
         return ours | theirs | split_head(state)

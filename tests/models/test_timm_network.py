@@ -349,8 +349,8 @@ def test_it_is_pickled_whole(net):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('source', ['local-dir', 'hf-hub'])
-def test_timms_own_folder_and_hub(net, depth, source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(('depth', 'source'), [(50, 'local-dir'), (18, 'hf-hub')])
+def test_timms_own_folder_and_hub(depth, source, tmp_path, monkeypatch):
     options = dict(spatial_bias=dict(num_maps=2), num_classes=7, in_chans=1, global_pool='max')
     net = scramble_bias(timm.create_model(f'sb_resnet{depth}', **options)).eval()
     save_for_hf(net, str(tmp_path), model_args=options, safe_serialization=True)
@@ -377,6 +377,14 @@ def test_loads_checkpoints_of_openmmlab(theirs, tmp_path):
              for key, value in theirs[0].state_dict().items()}  # fmt: skip
     torch.save(dict(meta=dict(), state_dict=state), tmp_path / 'epoch_1.pth')
     torch.testing.assert_close(started_from(tmp_path / 'epoch_1.pth', num_classes=7)(image()), theirs[0](image()))
+
+
+@pytest.mark.parametrize('options', [dict(), dict(features_only=True, feature_cls='getter', out_indices=(1,))])
+def test_freezing_spares_a_bias_that_the_weights_lack(theirs, options):
+    net = started_from(theirs[1], num_classes=7, frozen_stages=2, **options).train()
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
+    assert frozen
+    assert not [name for name in frozen if any(part in name.split('.') for part in BIAS_PARTS)]
 
 
 @torch.no_grad()
@@ -410,6 +418,11 @@ def test_mistakes_are_named_in_one_line(options, named):
         timm.create_model('sb_resnet18', **options)
     assert all(word in str(error.value) for word in named), error.value
     assert '\n' not in str(error.value)
+
+
+def test_a_second_bias_is_refused():
+    with torch.device('meta'), pytest.raises(ValueError, match='has spatial bias already'):
+        mmsb.add_spatial_bias(timm.create_model('sb_resnet18'))
 
 
 def test_an_unknown_argument_is_a_type_error_as_timms():
