@@ -167,8 +167,8 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
             _check_start(model, start, whole)
         if not (start and whole):
             for part in model.modules():
-                if getattr(part, 'pretrained_cfg', None) is not None:
-                    check_pretrained(part, part.pretrained_cfg)
+                if getattr(part, 'warm_start', None) is not None:
+                    check_pretrained(part, part.warm_start)
 
     if start and whole:
         cfg = copy.deepcopy(cfg)

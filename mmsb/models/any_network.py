@@ -80,11 +80,11 @@ def add_spatial_bias(model: nn.Module, stages: Sequence[int] | None = None, **op
     check_keys('add_spatial_bias', options, OPTIONS)
     if not isinstance(model, nn.Module):
         raise ValueError(f'add_spatial_bias needs a network (timm.create_model(...)), got {model!r}')
+    if any(hasattr(module, 'spatial_bias') for module in model.modules()):
+        raise ValueError('this network has spatial bias already')
     blocks = [block for block in model.modules() if type_name(block) in BLOCKS]
     if not blocks:
         raise ValueError(_unknown(model))
-    if any(hasattr(block, 'spatial_bias') for block in blocks):
-        raise ValueError('this network has spatial bias already')
     called = probe(model, blocks)
     strides = sorted({found.stride for found in called})
     if stages is not None:

@@ -147,7 +147,7 @@ class SBResNet(BaseModule):
         pretrained: str | None = None,
         init_cfg: dict | list | None = None,
     ):
-        init_cfgs, pretrained_cfg = split_init_cfg(init_cfg, pretrained)
+        init_cfgs, warm_start = split_init_cfg(init_cfg, pretrained)
         super().__init__(init_cfgs or list(FROM_SCRATCH))
         depths = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]
         self.block_type = BasicBlock if depth in (18, 34) else Bottleneck
@@ -157,7 +157,7 @@ class SBResNet(BaseModule):
         sizes = dict(in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels)
         for name, size in dict(sizes, groups=groups, base_width=base_width, expansion=expansion).items():
             positive_integer(name, size)
-        self.pretrained_cfg = pretrained_cfg
+        self.warm_start = warm_start  # timm's networks have a `pretrained_cfg`, which is another thing
         self.depth = depth
         self.num_stages = num_stages
         self.out_indices = choose_out_indices(out_indices, num_stages)
@@ -193,8 +193,8 @@ class SBResNet(BaseModule):
         self.new_parts: list[str] = []  # those that freezing spares
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        if self.pretrained_cfg is not None and self._freezes() and not next(self.parameters()).is_meta:
-            self.spare(find_new_parts(list(self.added_parts()), self.pretrained_cfg))
+        if self.warm_start is not None and self.freezes() and not next(self.parameters()).is_meta:
+            self.spare(find_new_parts(list(self.added_parts()), self.warm_start))
         self.train()
 
     @classmethod
@@ -235,10 +235,13 @@ class SBResNet(BaseModule):
         first = self.block_type(in_channels, channels, stride=stride, downsample=downsample, **blocks[0], **common)
         return Sequential(first, *(self.block_type(out_channels, channels, **block, **common) for block in blocks[1:]))
 
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map images to what the max pool reads, (B, stem_channels, H / 2, W / 2)."""
+        return self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x)))
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (B, in_channels, H, W), to one feature map for each of `out_indices`."""
-        x = self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x)
+        x = self.maxpool(self.forward_stem(x))
         outs = []
         for i in range(self.num_stages):
             x = getattr(self, f'layer{i + 1}')(x)
@@ -277,9 +280,9 @@ class SBResNet(BaseModule):
             for block in self.modules():
                 if isinstance(block, ResidualBlock):
                     constant_init(block.last_norm, 0)
-        if self.pretrained_cfg is not None:
-            new_parts = load_pretrained(self, self.pretrained_cfg)
-            if self._freezes() and new_parts != self.new_parts:  # built on the meta device
+        if self.warm_start is not None:
+            new_parts = load_pretrained(self, self.warm_start)
+            if self.freezes() and new_parts != self.new_parts:  # built on the meta device
                 self.spare(new_parts)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -301,7 +304,8 @@ class SBResNet(BaseModule):
         for part in self.new_parts:
             self.get_submodule(part).requires_grad_(True).train(self.training)
 
-    def _freezes(self) -> bool:
+    def freezes(self) -> bool:
+        """Tell whether anything is frozen, of which an untrained part would have to be spared."""
         return self.frozen_stages > 0 or self.norm_eval or not self.norm_cfg.get('requires_grad', True)
 
     def _frozen_modules(self) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import threading
+from argparse import Namespace
 
 import mmpretrain.models
 import mmpretrain.registry
@@ -121,7 +122,9 @@ def timm_file(state, folder):
 
 
 def timm_training_file(state, folder):
-    torch.save(dict(epoch=7, arch='resnet50', state_dict=state | HEAD, metric=76.1), folder / 'model_best.pth.tar')
+    args = Namespace(model='resnet50', lr=0.1, mean=None, model_kwargs={}, opt_betas=(0.9, 0.99))
+    content = dict(epoch=7, arch='resnet50', args=args, state_dict=state | HEAD, metric=76.1)
+    torch.save(content, folder / 'model_best.pth.tar')
 
 
 def mm_file(state, folder):
@@ -511,7 +514,7 @@ def test_a_network_to_count_reads_no_checkpoint():
 
 def test_analysis_builds_a_backbone_without_its_checkpoint():
     backbone = dict(type='mmsb.SBResNetCifar', depth=11, frozen_stages=1, pretrained='http://127.0.0.1:9/nothing.pth')
-    assert build_backbone(Config(dict(model=dict(backbone=backbone)))).pretrained_cfg is None
+    assert build_backbone(Config(dict(model=dict(backbone=backbone)))).warm_start is None
 
 
 @pytest.mark.parametrize('source', ['plain', 'trained'])

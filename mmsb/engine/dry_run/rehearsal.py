@@ -340,7 +340,7 @@ def _start(model: nn.Module) -> None:
             holder = dict(init_cfg=module.init_cfg)
             drop_warm_starts(holder)
             module.init_cfg = holder['init_cfg']
-        if getattr(module, 'pretrained_cfg', None) is not None:
-            module.pretrained_cfg = None
+        if getattr(module, 'warm_start', None) is not None:
+            module.warm_start = None
     if hasattr(model, 'init_weights'):
         model.init_weights()
