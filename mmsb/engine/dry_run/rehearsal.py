@@ -328,11 +328,6 @@ def _first_of(found: list[Finding]) -> str:
     return text + (f' (and {len(found) - 1:,} more: tools/check_data.py lists them)' if len(found) > 1 else '')
 
 
-def _is_large(dataset: Section) -> bool:
-    path = annotation_file(dataset)
-    return path is not None and os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES
-
-
 def _start(model: nn.Module) -> None:
     """Initialise a network as a run does, but without the weights of other files."""
     for module in model.modules():
