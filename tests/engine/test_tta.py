@@ -39,7 +39,7 @@ def weights(tmp_path_factory) -> dict[str, Path]:
 def predicted(library: str, weights: Path, folder: Path) -> list[list]:
     """Predict the first images of a folder, and their flips, without test-time augmentation."""
     inferencer = Inferencer(str(CONFIGS[library]), weights, device='cpu')
-    pictures = list(read(find([folder])[:IMAGES], skip=pytest.fail))
+    pictures = list(read(find([folder])[:IMAGES], inferencer.pipeline, skip=pytest.fail))
     flips = [Picture(one.path, np.ascontiguousarray(one.pixels[:, ::-1])) for one in pictures]
     return [[prediction.sample for prediction in inferencer.predict(views)] for views in (pictures, flips)]
 

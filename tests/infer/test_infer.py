@@ -74,7 +74,7 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(folder, tmp_path
 
 
 def test_frames_of_a_video_are_numbered(folder):
-    frames = list(inputs.read([str(folder / 'clip.avi')], skip=pytest.fail))
+    frames = list(inputs.read([str(folder / 'clip.avi')], None, skip=pytest.fail))
     assert [frame.frame for frame in frames] == [0, 1, 2]
     assert [round(float(frame.pixels.mean()), -1) for frame in frames] == [0, 100, 200]
     assert inputs.count(inputs.find([folder])) == len(SIZES) + 1 + 3
