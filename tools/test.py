@@ -6,6 +6,7 @@ python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.on
 
 import copy
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from mmengine.config import Config
@@ -87,18 +88,18 @@ class DrawHook(Hook):
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
         for sample in outputs:
-            path, index = sample.get('img_path'), sample.get('sample_idx')
-            if path in self._names:
-                image = self._pipeline.shown(self._pipeline.load(path, whole=False))
-                name = self._names[path] + suffix_of(path)
-            elif index is not None:  # of a dataset of arrays, which are RGB
-                image = to_8_bit(np.asarray(self._dataset.get_data_info(index)['img']))[..., ::-1]
-                name = f'{index:06d}.png'
-            else:
-                raise ValueError(
-                    "--show-dir needs the files of the images: add 'img_path' to meta_keys of the pipeline"
-                )
-            write_picture(self._folder / name, draw(self._visualizer, image, sample, **self._options))
+            name, image = self._read(sample.get('img_path'), sample.get('sample_idx'))
+            with patch('mmengine.dist.utils.is_main_process', return_value=True):  # else only the first process draws
+                drawn = draw(self._visualizer, image, sample, **self._options)
+            write_picture(self._folder / name, drawn)
+
+    def _read(self, path: str | None, index: int | None) -> tuple[str, np.ndarray]:
+        """Return the name of a sample's picture and its image, [H, W, 3], 8-bit BGR."""
+        if path in self._names:
+            return self._names[path] + suffix_of(path), self._pipeline.shown(self._pipeline.load(path, whole=False))
+        if path is None and index is not None:  # of a dataset of arrays, which are RGB
+            return f'{index:06d}.png', to_8_bit(np.asarray(self._dataset.get_data_info(index)['img']))[..., ::-1]
+        raise ValueError("--show-dir needs the files of the images: add 'img_path' to meta_keys of the pipeline")
 
 
 def main() -> None:

@@ -100,7 +100,10 @@ class LoadImage(LoadImageFromFile):
             content = fileio.get(path, backend_args=self.backend_args)
         except Exception as error:  # from any storage backend
             raise BadImageError(f'image {path!r} cannot be read: {one_line(error)}') from error
-        flaw = _flaw(content, self.max_pixels)
+        if self.imdecode_backend == 'tifffile':  # it reads more than Pillow knows, such as six channels
+            flaw = None if content else 'is empty (0 bytes)'
+        else:
+            flaw = _flaw(content, self.max_pixels)
         if flaw:
             raise BadImageError(f'image {path!r} {flaw}')
         try:
@@ -110,7 +113,8 @@ class LoadImage(LoadImageFromFile):
         except Exception as error:  # decoders raise exceptions of any type
             raise BadImageError(f'image {path!r} cannot be decoded: {one_line(error)}') from error
         if image.dtype != np.uint8 and self.color_type != 'unchanged':
-            raise BadImageError(f'image {path!r} must have 8-bit pixels, got {image.dtype}')
+            said = f"must have 8-bit pixels, got {image.dtype}: color_type='unchanged' takes them"
+            raise BadImageError(f'image {path!r} {said}')
         return image
 
     def __repr__(self) -> str:

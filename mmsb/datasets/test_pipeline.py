@@ -13,6 +13,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 
 from mmsb.datasets.loading import BadImageError, flaw_of, missing_pixels
+from mmsb.datasets.paths import leaf_datasets
 from mmsb.datasets.test_set import dataset_with_pipeline
 from mmsb.options import one_line
 
@@ -33,13 +34,11 @@ class ImagePipeline:
         local: whether files are local, wherever the dataset of the config has its files.
 
     Raises:
-        ValueError: the config has no test pipeline.
+        ValueError: the config has no test pipeline, or several.
     """
 
     def __init__(self, cfg: Config, *, channels: int = 3, local: bool = True):
-        pipeline = dataset_with_pipeline(cfg).get('pipeline')
-        if not pipeline:
-            raise ValueError('the config has no test_dataloader.dataset.pipeline, which prepares the images')
+        pipeline = _pipeline_of(cfg)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         steps = [step for step in pipeline if 'Annotation' not in str(step.get('type'))]
         loading = [number for number, step in enumerate(steps, 1) if _loads_image(step)]
@@ -109,6 +108,20 @@ class ImagePipeline:
         """Return a loaded image as one to look at, [H, W, 3], 8-bit BGR, a copy."""
         image = to_8_bit(results['img'])
         return np.ascontiguousarray(image[..., ::-1]) if self.rgb else image
+
+
+def _pipeline_of(cfg: Config) -> list[Mapping]:
+    key = 'test_dataloader.dataset'
+    dataset = dataset_with_pipeline(cfg)
+    sets = [dataset] if 'pipeline' in dataset else [leaf for _, leaf in leaf_datasets(dataset, key)]
+    pipelines = [one.get('pipeline') for one in sets]
+    if not all(pipelines):
+        raise ValueError(f'the config has no {key}.pipeline, which prepares the images')
+    if any(pipeline != pipelines[0] for pipeline in pipelines):
+        raise ValueError(
+            f'the {len(sets)} sets of {key} have pipelines that differ: give all the same one'
+        )
+    return list(pipelines[0])
 
 
 def _sample(path: str) -> dict:

@@ -80,7 +80,9 @@ class Inferencer:
         checkpoint = os.fspath(checkpoint)
         require_file(checkpoint)
         content = load_checkpoint(checkpoint, keep=True)
-        self.model = load_trained(cfg, checkpoint)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # what the libraries say of losses while they build
+            self.model = load_trained(cfg, checkpoint)
         forget()
         self.kind = kind_of(self.model)
         self.pipeline = ImagePipeline(cfg, channels=channels_of(self.model))
