@@ -197,6 +197,11 @@ def probe(model: nn.Module, blocks: Iterable[nn.Module]) -> list[Probe]:
     return [one for one in found if one.stride]
 
 
+def channels_of(model: nn.Module) -> int:
+    """Return the number of channels of the images that a network takes: those of its first convolution, else 3."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
 def _probe_px(model: nn.Module) -> int:
     """Choose the size in timm's config of the network, if strides divide it: others may not do for attention."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
@@ -210,8 +215,7 @@ def run_on_meta(model: nn.Module) -> None:
     Raises:
         ValueError: the network fails on this image.
     """
-    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    image = torch.empty(1, channels, _probe_px(model), _probe_px(model), device='meta')
+    image = torch.empty(1, channels_of(model), _probe_px(model), _probe_px(model), device='meta')
     values = {name: value.to('meta') for name, value in [*model.named_parameters(), *model.named_buffers()]}
     training = {module: module.training for module in model.modules()}
     try:
