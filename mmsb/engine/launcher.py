@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
+from mmsb.checkpoints.load import install_reader, load_checkpoint, load_state_dict, local_path, require_file
 from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
@@ -176,7 +176,18 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     if start and whole:
         cfg = copy.deepcopy(cfg)
         drop_warm_starts(cfg.model)
-    first_process_decides(cfg, lambda: dry_run(cfg, loaders, check_weights))
+    first_process_decides(
+        cfg, lambda: dry_run(cfg, loaders, check_weights, _learnt(start) if start and whole else None)
+    )
+
+
+def _learnt(path: str) -> tuple[str, Sequence[str]] | None:
+    """Return the path of a local checkpoint and the classes that it knows, if it names any."""
+    content = load_checkpoint(path, keep=True) if local_path(path) else None
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    known = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    classes = known.get('classes') if isinstance(known, Mapping) else None
+    return (path, list(classes)) if isinstance(classes, (list, tuple)) and classes else None
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:

@@ -5,7 +5,6 @@ import inspect
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 
 from mmengine.config import Config
@@ -14,12 +13,13 @@ from mmengine.registry import DATASETS
 from mmsb.datasets import paths
 from mmsb.options import one_line
 
-from . import coco
+from . import boxes, coco, folders, formats, names, suffixes
 from .findings import Finding, error, warning
-from .samples import SampleCheck
+from .samples import SampleCheck, type_name
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
+RETRIEVAL = {'InShop', 'ReIDDataset'}
 UNUSABLE = 'unusable dataset'  # it can't be built or listed: often a mistake in the config
 FLAW = (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -33,11 +33,21 @@ class DatasetCheck:
         leaf: the dataset's config.
         training: whether its split is trained on.
         dataset: the dataset, if it has been built; else `look` builds it, without its pipeline.
+        class_folders: those of the datasets so far, to which `look` adds its own.
     """
 
-    def __init__(self, cfg: Config, key: str, leaf: dict, *, training: bool, dataset: object = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        key: str,
+        leaf: dict,
+        *,
+        training: bool,
+        dataset: object = None,
+        class_folders: list[folders.Folders],
+    ) -> None:
         self.cfg, self.key, self.leaf, self.training = cfg, key, leaf, training
-        self._built = dataset
+        self._built, self._class_folders = dataset, class_folders
         self.samples: list[dict] = []
         self.classes: tuple | None = None
         self.reader: SampleCheck | None = None
@@ -58,7 +68,11 @@ class DatasetCheck:
         if missing and 'CocoDataset' not in bases:
             return
         coco_file = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases and paths.annotation_file(self.leaf)
-        content, found = self._check_coco(coco_file, bases) if coco_file else (None, list(self._check_lines(bases)))
+        if coco_file:
+            content, found = self._check_coco(coco_file, bases)
+        else:
+            content, found = None, [*self._check_lines(bases), *formats.check_file(dataset, bases)]
+        found += folders.check_number(dataset, self._class_folders)
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
@@ -69,7 +83,8 @@ class DatasetCheck:
                 text = 'is missing or damaged: the run downloads it when it starts'
                 yield warning('missing data', str(self.leaf.get('data_root')), '', text)
             elif not wrong:
-                yield self._unusable(failure)
+                left_out = suffixes.left_out(dataset)
+                yield self._empty(dataset, left_out) if left_out else self._unusable(failure)
             elif content and not missing:
                 self.samples = list(coco.samples(content, dataset.data_prefix['img']))
                 self._make_reader(dataset, masks=False)
@@ -78,18 +93,18 @@ class DatasetCheck:
         self.samples = [] if missing else samples
         self.classes = dataset.metainfo.get('classes')
         if not samples:
-            text = f'has no samples left (data_root {self.leaf.get("data_root")!r}, '
-            text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
-            yield error('empty split', self.key, '', text + self._hint(dataset))
-        elif self.training and coco_file and not any(sample.get('instances') for sample in samples):
-            yield error('empty split', self.key, '', 'has no boxes left to learn from')
+            yield self._empty(dataset, suffixes.left_out(dataset))
+        elif not wrong and self._needs_labels(bool(coco_file)) and boxes.has_boxes(samples) is False:
+            yield error('empty split', self.key, '', 'has no boxes left to learn from or to measure')
         if coco_file and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
             args = (coco_file, content, self.classes, list(dataset.cat_ids))
             yield from coco.check_classes(*args, training=self.training)
-        yield from self._check_folders(dataset)
         yield from self._check_heads('return_classes' in self.leaf)
         self._make_reader(dataset, masks='BaseSegDataset' in bases)
         yield from self.reader.setting
+        yield from names.check_classes(self.key, self.leaf, dataset, bases)
+        yield from self._check_labels(dataset, coco_file, bases)
+        yield from self._check_files(dataset)
 
     def _missing(self) -> Iterator[Finding]:
         for kind, missing in (
@@ -116,6 +131,12 @@ class DatasetCheck:
 
     def _unusable(self, failure: Exception) -> Finding:
         return error(UNUSABLE, self.key, '', f'{self.leaf.get("type")} cannot be read: {one_line(failure)}')
+
+    def _empty(self, dataset, left_out: str) -> Finding:
+        text = f'has no samples left (data_root {self.leaf.get("data_root")!r}, '
+        text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
+        hint = self._hint(dataset) + (f'; there are {left_out}' if left_out else '')
+        return error('empty split', self.key, '', text + hint)
 
     def _hint(self, dataset) -> str:
         suffix = self.leaf.get('img_suffix', getattr(dataset, 'img_suffix', None))
@@ -150,16 +171,44 @@ class DatasetCheck:
                     text = f'must be FILE LABEL with an integer label, got {line.strip()!r}'
                     yield error('malformed line', path, f'line {number}', text)
 
-    def _check_folders(self, dataset) -> Iterator[Finding]:
-        part = self.leaf.get('indices') is not None  # a subset of the samples need not hold every class
-        folders = {} if part else getattr(dataset, 'folder_to_idx', {})
-        counts = Counter(sample.get('gt_label') for sample in self.samples)
-        level, effect = (error, 'never learnt') if self.training else (warning, 'not measured')
-        for name, label in folders.items():
-            if not counts[label]:
-                folder = os.path.join(dataset.img_prefix, name)
-                text = f'has no image ({", ".join(sorted(dataset.extensions))}): class {label} is {effect}'
-                yield level('empty class folder', folder, '', text)
+    def _check_labels(self, dataset, coco_file: str | None, bases: set[str]) -> Iterator[Finding]:
+        where, beyond = paths.annotation_file(self.leaf) or self.key, []
+        if self.training or not bases & RETRIEVAL:  # whose other splits have other identities
+            beyond = list(boxes.check_labels(self.samples, self.reader.labels, where, self.reader.check_label))
+            yield from beyond
+        if not coco_file:
+            count = len(self.classes) if isinstance(self.classes, (list, tuple)) else None
+            yield from boxes.check_boxes(self.key, self.samples, count, extends='CrowdHumanDataset' in bases)
+        by_folder = bool(self._class_folders)
+        if hasattr(dataset, 'folder_to_idx') or not any(one.level == 'error' for one in beyond):
+            args = (self.key, dataset, self.samples, self.classes, self._class_folders)
+            yield from folders.check_folders(*args, training=self.training)
+        if by_folder and folders.follows_folders(dataset, self.classes):
+            self.classes = None  # the folders have been compared
+
+    def _check_files(self, dataset) -> Iterator[Finding]:
+        steps = self.leaf.get('pipeline') or []
+        loader = next((step for step in steps if 'LoadImage' in type_name(step)), {})
+        local = (loader.get('backend_args') or {}).get('backend', 'local') == 'local'
+        images = bool(loader) and local and loader.get('on_error') != 'skip'
+        yield from suffixes.check_missing(self.samples, images=images, masks=self.reader.load_mask is not None)
+        if self.samples:
+            yield from suffixes.check_left_out(dataset, self.samples, shared_masks=self._shares_masks())
+
+    def _needs_labels(self, coco_file: bool) -> bool:
+        return self.training or not (coco_file or self.key.startswith('test'))
+
+    def _shares_masks(self) -> bool:
+        """Tell whether the folder of the masks belongs to other images of the config too."""
+        own = paths.image_folders(self.leaf)
+        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            for _, leaf in paths.leaf_datasets((self.cfg.get(key) or {}).get('dataset') or {}, ''):
+                other = paths.image_folders(leaf)
+                if other.get('seg_map_path') == own.get('seg_map_path') and other.get('img_path') != own.get(
+                    'img_path'
+                ):
+                    return True
+        return False
 
     def _heads(self) -> Iterator[tuple[str, dict]]:
         model = self.cfg.model

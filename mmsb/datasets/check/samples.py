@@ -88,7 +88,7 @@ class SampleCheck:
         self.labelled_pixels = False  # in any mask so far
 
     def __call__(self, sample: dict) -> list[Finding]:
-        findings = self._check_label(sample)
+        findings: list[Finding] = []
         path = sample.get('img_path')
         if not isinstance(path, str) or '://' in path:
             return findings
@@ -98,7 +98,8 @@ class SampleCheck:
             findings += self._check_mask(sample['seg_map_path'], sample, size)
         return findings
 
-    def _check_label(self, sample: dict) -> list[Finding]:
+    def check_label(self, sample: dict) -> list[Finding]:
+        """Check the label of a whole image, without reading it."""
         wrong = []
         if self.labels is not None and sample.get('gt_label') is not None:
             labels = np.atleast_1d(sample['gt_label']).ravel()
