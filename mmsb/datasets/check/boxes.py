@@ -12,17 +12,18 @@ BEYOND = 'label beyond the classes'
 
 
 def check_labels(
-    samples: list[dict], count: int | None, where: str, check: Callable[[dict], list[Finding]]
+    key: str, samples: list[dict], count: int | None, file: str | None, check: Callable[[dict], list[Finding]]
 ) -> Iterator[Finding]:
     """Check the labels of whole images.
 
     Args:
+        key: key of the dataset in the config.
         samples: samples of the dataset.
         count: number of classes of the network; None if that is unknown.
-        where: the annotation file, or the key of a dataset that has none.
+        file: the annotation file, if there is one.
         check: checks the label of one sample.
     """
-    occurring, several = set(), False
+    occurring, several, where = set(), False, file or key
     for sample in samples:
         label = sample.get('gt_label')
         values = [label] if isinstance(label, (int, str)) else np.atleast_1d([] if label is None else label).ravel()
@@ -42,7 +43,7 @@ def check_labels(
     elif low < 0 or high >= count:
         for sample in samples:
             yield from check(sample)
-    elif low == 1 and high == count - 1 == len(occurring) > 1:
+    elif file and low == 1 and high == count - 1 == len(occurring) > 1:
         text = (
             f'labels go from 1 to {high}, and 0, of {count} classes, occurs nowhere: if they are meant to start at 1, '
         )

@@ -19,9 +19,9 @@ from .samples import SampleCheck, type_name
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
+COCO_FORMAT = {'CocoDataset', 'BaseVideoDataset'}
 RETRIEVAL = {'InShop', 'ReIDDataset'}
 UNUSABLE = 'unusable dataset'  # it can't be built or listed: often a mistake in the config
-FLAW = (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class DatasetCheck:
@@ -61,13 +61,14 @@ class DatasetCheck:
         if dataset is None:
             try:
                 dataset, downloads = self._build()
-            except FLAW as failure:
+            except Exception as failure:  # a dataset may be any code
                 yield self._unusable(failure)
                 return
         bases = {base.__name__ for base in type(dataset).__mro__}
-        if missing and 'CocoDataset' not in bases:
+        in_coco_format = bases & COCO_FORMAT and 'CocoPanopticDataset' not in bases
+        if missing and not in_coco_format:
             return
-        coco_file = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases and paths.annotation_file(self.leaf)
+        coco_file = paths.annotation_file(self.leaf) if in_coco_format else None
         if coco_file:
             content, found = self._check_coco(coco_file, bases)
         else:
@@ -78,7 +79,7 @@ class DatasetCheck:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
                 dataset.full_init()
-        except FLAW as failure:
+        except Exception as failure:
             if downloads:
                 text = 'is missing or damaged: the run downloads it when it starts'
                 yield warning('missing data', str(self.leaf.get('data_root')), '', text)
@@ -86,23 +87,25 @@ class DatasetCheck:
                 left_out = suffixes.left_out(dataset)
                 yield self._empty(dataset, left_out) if left_out else self._unusable(failure)
             elif content and not missing:
-                self.samples = list(coco.samples(content, dataset.data_prefix['img']))
+                folder = dataset.data_prefix.get('img') or dataset.data_prefix.get('img_path', '')
+                self.samples = list(coco.samples(content, folder))
                 self._make_reader(dataset, masks=False)
             return
         samples = getattr(dataset, 'data_list', None) or [dataset.get_data_info(i) for i in range(len(dataset))]
+        samples = [image for sample in samples for image in sample.get('images', [sample])]  # of videos
         self.samples = [] if missing else samples
         self.classes = dataset.metainfo.get('classes')
-        if not samples:
+        if not samples and not wrong:
             yield self._empty(dataset, suffixes.left_out(dataset))
-        elif not wrong and self._needs_labels(bool(coco_file)) and boxes.has_boxes(samples) is False:
+        elif self._needs_labels(bool(coco_file)) and not wrong and boxes.has_boxes(samples) is False:
             yield error('empty split', self.key, '', 'has no boxes left to learn from or to measure')
         if coco_file and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
             args = (coco_file, content, self.classes, list(dataset.cat_ids))
             yield from coco.check_classes(*args, training=self.training)
+        yield from names.check_classes(self.key, self.leaf, dataset, bases)
         yield from self._check_heads('return_classes' in self.leaf)
         self._make_reader(dataset, masks='BaseSegDataset' in bases)
         yield from self.reader.setting
-        yield from names.check_classes(self.key, self.leaf, dataset, bases)
         yield from self._check_labels(dataset, coco_file, bases)
         yield from self._check_files(dataset)
 
@@ -135,7 +138,7 @@ class DatasetCheck:
     def _empty(self, dataset, left_out: str) -> Finding:
         text = f'has no samples left (data_root {self.leaf.get("data_root")!r}, '
         text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
-        hint = self._hint(dataset) + (f'; there are {left_out}' if left_out else '')
+        hint = self._hint(dataset) + (f'; {left_out}' if left_out else '')
         return error('empty split', self.key, '', text + hint)
 
     def _hint(self, dataset) -> str:
@@ -172,9 +175,10 @@ class DatasetCheck:
                     yield error('malformed line', path, f'line {number}', text)
 
     def _check_labels(self, dataset, coco_file: str | None, bases: set[str]) -> Iterator[Finding]:
-        where, beyond = paths.annotation_file(self.leaf) or self.key, []
+        beyond: list[Finding] = []
         if self.training or not bases & RETRIEVAL:  # whose other splits have other identities
-            beyond = list(boxes.check_labels(self.samples, self.reader.labels, where, self.reader.check_label))
+            file = paths.annotation_file(self.leaf)
+            beyond = list(boxes.check_labels(self.key, self.samples, self.reader.labels, file, self.reader.check_label))
             yield from beyond
         if not coco_file:
             count = len(self.classes) if isinstance(self.classes, (list, tuple)) else None

@@ -61,9 +61,10 @@ def check_number(dataset, seen: Sequence[Folders]) -> Iterator[Finding]:
         seen: the class folders of the datasets so far.
     """
     names, classes = numbered(dataset), dataset.metainfo.get('classes')
-    if not names or not classes or len(names) == len(classes):
+    hidden = list(_hidden(dataset.img_prefix, names, classes or ())) if names else []
+    yield from hidden
+    if hidden or not names or not classes or len(names) == len(classes):
         return
-    yield from _hidden(dataset.img_prefix, names, classes)
     expected = list(seen[0].labels) if seen and seen[0].numbered and not match(names, classes) else list(classes)
     known = match(names, expected)
     lacking = [name for label, name in enumerate(expected) if label not in known.values()]
@@ -91,11 +92,9 @@ def check_folders(
     found = _find(dataset, samples)
     if found is None:
         return
-    hidden = list(_hidden(found.root, found.labels, classes or ()))
-    yield from hidden
-    if hidden:
-        return
     if found.numbered:
+        if any(_hidden(found.root, found.labels, classes or ())):
+            return
         yield from _empty(dataset, samples, training=training)
     reference = next(iter(seen), None)
     seen.append(found)
@@ -164,8 +163,10 @@ def _find(dataset, samples: list[dict]) -> Folders | None:
 
 
 def _hidden(root: str, names: Iterable[str], classes: Sequence[str]) -> Iterator[Finding]:
+    names = list(names)
+    meant = () if list(classes) == names else classes  # else the folders have given the classes their names
     for label, name in enumerate(names):
-        if HIDDEN.match(name) and name not in classes:
+        if HIDDEN.match(name) and name not in meant:
             text = (
                 f'is not a class, but gets label {label}, and shifts those behind it: delete it, or move it elsewhere'
             )
@@ -191,7 +192,7 @@ def _check_order(found: Folders, classes: Sequence[str] | None) -> Iterator[Find
     wrong = [name for name, label in meant.items() if found.labels[name] != label]
     wrong.sort(key=lambda name: found.labels[name])
     if wrong and (found.numbered or len(meant) > 1):  # of a list, a single name may be chance, e.g. train/ and 'train'
-        text = ' and '.join(
+        text = ', and '.join(
             f'folder {name!r} gets label {found.labels[name]}, {_class_of(found.labels[name], classes)}'
             for name in wrong[:2]
         )

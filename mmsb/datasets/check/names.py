@@ -33,7 +33,7 @@ def check_classes(key: str, leaf: Mapping, dataset, bases: set[str]) -> Iterator
     for name, count in Counter(used).items():
         if count > 1:
             level = warning if 'CustomDataset' in bases else error  # which takes the labels from elsewhere
-            yield level('class twice', where, repr(name), f'occurs {count} times: names decide what a label means')
+            yield level('class twice', where, repr(name), f'occurs {count} times: one name must mean one label')
         if isinstance(name, str) and name != name.strip():
             text = 'has a space at its start or end: no name in an annotation has it'
             yield warning('space in a class name', where, repr(name), text)

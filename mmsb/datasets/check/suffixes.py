@@ -35,7 +35,7 @@ def check_left_out(dataset, samples: list[dict], *, shared_masks: bool) -> Itera
         text += f'{", ".join(sorted(_suffixes(dataset)))} {"are" if classes else "is"} read; set {option}, or convert'
         yield warning('image with another suffix', folder, '', text)
     if beside:
-        yield warning('image without class', folder, '', f'{beside:,} images are in no class folder: skipped')
+        yield warning('image without class', folder, '', f'skips what is in no class folder: {beside:,} of its images')
     masks = dataset.data_prefix.get('seg_map_path')
     if not hasattr(dataset, 'seg_map_suffix') or not masks or shared_masks or not os.path.isdir(masks):
         return
@@ -52,9 +52,10 @@ def check_left_out(dataset, samples: list[dict], *, shared_masks: bool) -> Itera
 
 
 def left_out(dataset) -> str:
-    """Count the images with other suffixes by suffix, for a dataset that has no samples; '' if there are none."""
+    """Tell how many images have other suffixes, for a dataset that has no samples; '' if none has."""
     folder = _listed_folder(dataset)
-    return _shares(_left_out(dataset, folder, classes=False)[0]) if folder is not None else ''
+    counts, listed, _ = _left_out(dataset, folder, classes=False) if folder is not None else (Counter(), 0, 0)
+    return _share(counts, listed) if counts else ''
 
 
 def check_missing(samples: list[dict], *, images: bool, masks: bool) -> Iterator[Finding]:
@@ -154,6 +155,10 @@ def _other_suffix(path: str, known: dict[str, Collection[str]]) -> str | None:
     folder, name = os.path.split(path)
     names = known[folder]
     return next((end for one in IMAGES for end in (one, one.upper()) if os.path.splitext(name)[0] + end in names), None)
+
+
+def _share(counts: Counter, listed: int) -> str:
+    return f'{counts.total():,} of {counts.total() + listed:,} images have other suffixes ({_shares(counts)})'
 
 
 def _shares(counts: Counter) -> str:
