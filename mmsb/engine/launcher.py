@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from torch import nn
 from mmsb.checkpoints.load import install_reader, load_checkpoint, load_state_dict, local_path, require_file
 from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
+from mmsb.datasets.test_set import class_names
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
@@ -182,12 +183,9 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def _learnt(path: str) -> tuple[str, Sequence[str]] | None:
-    """Return the path of a local checkpoint and the classes that it knows, if it names any."""
-    content = load_checkpoint(path, keep=True) if local_path(path) else None
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    known = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    classes = known.get('classes') if isinstance(known, Mapping) else None
-    return (path, list(classes)) if isinstance(classes, (list, tuple)) and classes else None
+    """Return the path of a local checkpoint and the names of the classes that it knows, if it has any."""
+    classes = class_names(Config(), load_checkpoint(path, keep=True)) if local_path(path) else ()
+    return (path, classes) if classes else None
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:

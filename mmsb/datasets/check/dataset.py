@@ -73,7 +73,7 @@ class DatasetCheck:
             content, found = self._check_coco(coco_file, bases)
         else:
             content, found = None, [*self._check_lines(bases), *formats.check_file(dataset, bases)]
-        found += folders.check_number(dataset, self._class_folders)
+        found += folders.check_number(dataset, self._stated_classes(dataset), self._class_folders)
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
@@ -106,7 +106,8 @@ class DatasetCheck:
         yield from self._check_heads('return_classes' in self.leaf)
         self._make_reader(dataset, masks='BaseSegDataset' in bases)
         yield from self.reader.setting
-        yield from self._check_labels(dataset, coco_file, bases)
+        hidden = any(one.kind == folders.HIDDEN_FOLDER for one in found)
+        yield from self._check_labels(dataset, bases, boxed=not coco_file, by_folder=not hidden)
         yield from self._check_files(dataset)
 
     def _missing(self) -> Iterator[Finding]:
@@ -174,20 +175,26 @@ class DatasetCheck:
                     text = f'must be FILE LABEL with an integer label, got {line.strip()!r}'
                     yield error('malformed line', path, f'line {number}', text)
 
-    def _check_labels(self, dataset, coco_file: str | None, bases: set[str]) -> Iterator[Finding]:
+    def _stated_classes(self, dataset) -> list:
+        """List the classes of the config or of the dataset's type, which the folders have not named."""
+        stated = (self.leaf.get('metainfo') or {}).get('classes') or self.leaf.get('classes')
+        stated = stated or (getattr(type(dataset), 'METAINFO', None) or {}).get('classes')
+        return list(dataset.metainfo.get('classes') or ()) if stated else []
+
+    def _check_labels(self, dataset, bases: set[str], *, boxed: bool, by_folder: bool) -> Iterator[Finding]:
         beyond: list[Finding] = []
         if self.training or not bases & RETRIEVAL:  # whose other splits have other identities
             file = paths.annotation_file(self.leaf)
             beyond = list(boxes.check_labels(self.key, self.samples, self.reader.labels, file, self.reader.check_label))
             yield from beyond
-        if not coco_file:
+        if boxed:
             count = len(self.classes) if isinstance(self.classes, (list, tuple)) else None
             yield from boxes.check_boxes(self.key, self.samples, count, extends='CrowdHumanDataset' in bases)
-        by_folder = bool(self._class_folders)
-        if hasattr(dataset, 'folder_to_idx') or not any(one.level == 'error' for one in beyond):
+        first = not self._class_folders
+        if by_folder and (hasattr(dataset, 'folder_to_idx') or not any(one.level == 'error' for one in beyond)):
             args = (self.key, dataset, self.samples, self.classes, self._class_folders)
             yield from folders.check_folders(*args, training=self.training)
-        if by_folder and folders.follows_folders(dataset, self.classes):
+        if not first and not self._stated_classes(dataset) and hasattr(dataset, 'folder_to_idx'):
             self.classes = None  # the folders have been compared
 
     def _check_files(self, dataset) -> Iterator[Finding]:

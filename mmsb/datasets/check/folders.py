@@ -17,7 +17,7 @@ HIDDEN = re.compile(
     r'\.|@eaDir$|@Recycle$|#recycle$|__MACOSX$|__pycache__$|\$RECYCLE\.BIN$|lost\+found$|System Volume '
 )
 SHOWN = 20  # names in a message
-SHIFT = 'other classes'
+HIDDEN_FOLDER = 'hidden folder'
 MIXED = 0.1  # share of other labels above which a folder is no class
 
 
@@ -53,22 +53,25 @@ def numbered(dataset) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def check_number(dataset, seen: Sequence[Folders]) -> Iterator[Finding]:
-    """Say which class folders are missing or too many, where MMPretrain only counts them.
+def check_number(dataset, stated: Sequence[str], seen: Sequence[Folders]) -> Iterator[Finding]:
+    """Find class folders that are missing or too many, of which MMPretrain only compares the number.
 
     Args:
         dataset: the dataset, which may not have read its folders yet.
+        stated: names of the classes where they do not come from the folders; else empty.
         seen: the class folders of the datasets so far.
     """
-    names, classes = numbered(dataset), dataset.metainfo.get('classes')
-    hidden = list(_hidden(dataset.img_prefix, names, classes or ())) if names else []
-    yield from hidden
-    if hidden or not names or not classes or len(names) == len(classes):
+    names = numbered(dataset)
+    hidden = [(label, name) for label, name in enumerate(names) if HIDDEN.match(name) and name not in stated]
+    for label, name in hidden:
+        text = f'is not a class, but gets label {label}, and shifts those behind it: delete it, or move it elsewhere'
+        yield error(HIDDEN_FOLDER, os.path.join(dataset.img_prefix, name), '', text)
+    if hidden or not names or not stated or len(names) == len(stated):
         return
-    expected = list(seen[0].labels) if seen and seen[0].numbered and not match(names, classes) else list(classes)
+    expected = list(seen[0].labels) if seen and seen[0].numbered and not match(names, stated) else list(stated)
     known = match(names, expected)
     lacking = [name for label, name in enumerate(expected) if label not in known.values()]
-    text = f'has {len(names):,} class folders, but there are {len(classes):,} classes'
+    text = f'has {len(names):,} class folders, but there are {len(stated):,} classes'
     if known and lacking:
         text += f'; no folder for {_listed(lacking)}: an empty one keeps the labels'
     if known and (new := [name for name in names if name not in known]):
@@ -93,18 +96,11 @@ def check_folders(
     if found is None:
         return
     if found.numbered:
-        if any(_hidden(found.root, found.labels, classes or ())):
-            return
         yield from _empty(dataset, samples, training=training)
     reference = next(iter(seen), None)
     seen.append(found)
     differ = list(_compare(key, found, reference)) if reference is not None else []
     yield from differ or _check_order(found, classes)
-
-
-def follows_folders(dataset, classes: Sequence[str] | None) -> bool:
-    """Tell whether the names of the classes are those of the folders."""
-    return classes is not None and list(classes) == [*getattr(dataset, 'folder_to_idx', {})]
 
 
 def match(names: Iterable[str], classes: Sequence[str]) -> dict[str, int]:
@@ -162,17 +158,6 @@ def _find(dataset, samples: list[dict]) -> Folders | None:
     return Folders(prefix, labels, numbered=False, others=others) if labels else None
 
 
-def _hidden(root: str, names: Iterable[str], classes: Sequence[str]) -> Iterator[Finding]:
-    names = list(names)
-    meant = () if list(classes) == names else classes  # else the folders have given the classes their names
-    for label, name in enumerate(names):
-        if HIDDEN.match(name) and name not in meant:
-            text = (
-                f'is not a class, but gets label {label}, and shifts those behind it: delete it, or move it elsewhere'
-            )
-            yield error('hidden folder', os.path.join(root, name), '', text)
-
-
 def _empty(dataset, samples: list[dict], *, training: bool) -> Iterator[Finding]:
     if dataset._indices is not None:  # a subset of the samples need not hold every class
         return
@@ -198,7 +183,9 @@ def _check_order(found: Folders, classes: Sequence[str] | None) -> Iterator[Find
         )
         text += f' ({len(wrong):,} differ)' if len(wrong) > 2 else ''
         if found.numbered:
-            order = [classes[meant[name]] if name in meant else name for name in found.labels]
+            rest = [name for label, name in enumerate(classes) if label not in meant.values()]
+            rest = rest if len(rest) == 1 else [name for name in found.labels if name not in meant]
+            order = [classes[meant[name]] if name in meant else rest.pop(0) for name in found.labels]
             text += f': folders are numbered in sorted order; write classes=({_listed(order, None)})'
         else:
             text += ': the labels in the annotations and the classes of the config need the same order'
@@ -253,7 +240,7 @@ def _compare(key: str, found: Folders, reference: Folders) -> Iterator[Finding]:
         text += f'; only there: {_listed(lacking)}'
     if new:
         text += f'; only here: {_listed(new)}'
-    yield error(SHIFT, key, '', text)
+    yield error('other classes', key, '', text)
 
 
 def _listed(names: Sequence[str], shown: int | None = SHOWN) -> str:

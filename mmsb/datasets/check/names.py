@@ -75,7 +75,7 @@ def compare_with_checkpoint(key: str, classes: Sequence[str] | None, path: str, 
 def _moved(first: Sequence[str], second: Sequence[str]) -> tuple[str, int, int] | None:
     """Find a name that has one label in the first list, and another one in the second."""
     for name, label in match(second, first).items():
-        if first.count(first[label]) == 1 and (now := list(map(str, second)).index(name)) != label:
+        if list(first).count(first[label]) == 1 and (now := list(map(str, second)).index(name)) != label:
             return name, label, now
     return None
 

@@ -107,8 +107,9 @@ def _left_out(dataset, folder: str, *, classes: bool) -> tuple[Counter, int, int
     """
     suffixes = _suffixes(dataset)
     caseless = hasattr(dataset, 'extensions')
-    masks = getattr(dataset, 'seg_map_suffix', None)
     others = {os.path.realpath(one) for one in dataset.data_prefix.values() if one and isinstance(one, str)}
+    same = os.path.realpath(dataset.data_prefix.get('seg_map_path') or '') == os.path.realpath(folder)
+    masks = getattr(dataset, 'seg_map_suffix', None) if same else None
     counts, listed, beside = Counter(), 0, 0
     places: dict[str, list[str]] = {}
     for place, name in _files(folder, skip=others - {os.path.realpath(folder)}):
