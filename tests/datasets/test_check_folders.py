@@ -185,6 +185,22 @@ def test_folders_that_sort_otherwise_than_the_labels_of_a_list(tmp_path):
     assert kinds(cfg) == {('error', 'other classes')}
 
 
+def test_two_lists_of_one_folder(tmp_path):
+    lists = dict(train=['cat/0.png 0', 'dog/0.png 1'], val=['cat/1.png 1', 'dog/1.png 0'])
+    cfg = config(tmp_path, dict(train=CAT_DOG), None, dict(train=lists['train']))
+    (tmp_path / 'val.txt').write_text('\n'.join(lists['val']))
+    cfg['val_dataloader'] = dict(dataset=dict(cfg['train_dataloader']['dataset'], ann_file='val.txt'))
+    assert kinds(cfg) == {('error', 'other classes')}
+
+
+def test_people_in_numbered_folders_who_are_mostly_of_one_class(tmp_path):
+    lines = [f'{person}/{number}.png {label}' for person in '12' for number, label in enumerate([0, 0, 0, 0, 1, 1])]
+    for person in '12':
+        for number in range(6):
+            picture(tmp_path / f'train/{person}/{number}.png')
+    assert found(config(tmp_path, dict(train=['1', '2']), ['0', '1', '2'], dict(train=lines))) == []
+
+
 def test_a_subset_and_a_flat_list_are_sound(tmp_path):
     cfg = config(tmp_path, dict(train=SYNSETS, val=['']), ['a', 'b', 'c'], dict(val=['0.png 2', '1.png 0']))
     cfg['train_dataloader']['dataset']['indices'] = 1

@@ -267,6 +267,18 @@ def test_classes_in_an_openmmlab_file(name, key, tmp_path):
     assert kinds(config('mmpretrain', dataset)) == expected
 
 
+def test_several_tasks_have_no_list_of_classes(tmp_path):
+    picture(tmp_path / 'train/0.png')
+    content = dict(metainfo=dict(tasks=['a']), data_list=[dict(img_path='train/0.png', gt_label=dict(a=1))])
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    dataset = dict(type='MultiTaskDataset', data_root=str(tmp_path), ann_file='train.json')
+    cfg = config('mmpretrain', dataset)
+    cfg.model.head = dict(type='MultiTaskHead', task_heads=dict(a=dict(num_classes=2)))
+    assert found(cfg) == []
+    (tmp_path / 'train/0.png').unlink()
+    assert kinds(cfg) == {('error', 'missing image')}
+
+
 def test_a_dataset_with_an_order_of_its_own(tmp_path):
     names = list(FGVCAIRCRAFT_CATEGORIES)
     for number in range(2):

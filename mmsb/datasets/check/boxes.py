@@ -26,7 +26,10 @@ def check_labels(
     occurring, several, where = set(), False, file or key
     for sample in samples:
         label = sample.get('gt_label')
-        values = [label] if isinstance(label, (int, str)) else np.atleast_1d([] if label is None else label).ravel()
+        label = label.tolist() if isinstance(label, np.ndarray) else label
+        values = label if isinstance(label, (list, tuple)) else [label]
+        if not all(isinstance(value, (int, str)) for value in values):  # none, or of several tasks
+            continue
         if any(isinstance(value, str) for value in values):
             yield error('malformed label', where, str(sample.get('img_path', '')), f'must be a number, got {label!r}')
             return
@@ -34,7 +37,7 @@ def check_labels(
         several |= isinstance(label, list)
     if several and not occurring:
         yield error('empty split', where, '', 'no image has a label left')
-    if not occurring or count is None or not all(isinstance(label, (int, np.integer)) for label in occurring):
+    if not occurring or count is None:
         return
     low, high = min(occurring), max(occurring)
     if low == 1 and high == count:
@@ -63,6 +66,8 @@ def check_boxes(key: str, samples: list[dict], count: int | None, *, extends: bo
         size = sample.get('width'), sample.get('height')
         file = str(sample.get('xml_path') or sample.get('img_path') or key)
         for number, instance in enumerate(sample.get('instances') or []):
+            if not isinstance(instance, dict):
+                continue
             item = f'box {number}'
             label = instance.get('bbox_label')
             if isinstance(label, int) and count is not None and not -1 <= label < count:

@@ -11,11 +11,12 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmsb.datasets import paths
+from mmsb.datasets.test_set import loads_image
 from mmsb.options import one_line
 
 from . import boxes, coco, folders, formats, names, suffixes
 from .findings import Finding, error, warning
-from .samples import SampleCheck, type_name
+from .samples import SampleCheck
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
@@ -78,7 +79,9 @@ class DatasetCheck:
         wrong = any(one.level == 'error' for one in found)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-                dataset.full_init()
+                getattr(dataset, 'full_init', lambda: None)()  # MultiTaskDataset has read all when it is built
+            samples = getattr(dataset, 'data_list', None) or [dataset.get_data_info(i) for i in range(len(dataset))]
+            self.classes = dataset.metainfo.get('classes')
         except Exception as failure:
             if downloads:
                 text = 'is missing or damaged: the run downloads it when it starts'
@@ -91,10 +94,9 @@ class DatasetCheck:
                 self.samples = list(coco.samples(content, folder))
                 self._make_reader(dataset, masks=False)
             return
-        samples = getattr(dataset, 'data_list', None) or [dataset.get_data_info(i) for i in range(len(dataset))]
-        samples = [image for sample in samples for image in sample.get('images', [sample])]  # of videos
+        if 'BaseVideoDataset' in bases:
+            samples = [image for video in samples for image in video['images']]
         self.samples = [] if missing else samples
-        self.classes = dataset.metainfo.get('classes')
         if not samples and not wrong:
             yield self._empty(dataset, suffixes.left_out(dataset))
         elif self._needs_labels(bool(coco_file)) and not wrong and boxes.has_boxes(samples) is False:
@@ -103,11 +105,16 @@ class DatasetCheck:
             args = (coco_file, content, self.classes, list(dataset.cat_ids))
             yield from coco.check_classes(*args, training=self.training)
         yield from names.check_classes(self.key, self.leaf, dataset, bases)
-        yield from self._check_heads('return_classes' in self.leaf)
         self._make_reader(dataset, masks='BaseSegDataset' in bases)
         yield from self.reader.setting
-        hidden = any(one.kind == folders.HIDDEN_FOLDER for one in found)
-        yield from self._check_labels(dataset, bases, boxed=not coco_file, by_folder=not hidden)
+        beyond = list(self._check_labels(bases))
+        if not any(one.kind == folders.HIDDEN_FOLDER for one in found):
+            yield from self._check_folders(dataset, sound=not any(one.level == 'error' for one in beyond))
+        yield from self._check_heads('return_classes' in self.leaf)
+        yield from beyond
+        if not coco_file:
+            count = len(self.classes) if isinstance(self.classes, (list, tuple)) else None
+            yield from boxes.check_boxes(self.key, self.samples, count, extends='CrowdHumanDataset' in bases)
         yield from self._check_files(dataset)
 
     def _missing(self) -> Iterator[Finding]:
@@ -125,9 +132,14 @@ class DatasetCheck:
 
     def _build(self) -> tuple:
         """Build the dataset without its pipeline and without loading it; also return whether it would download."""
-        options = {**self.leaf, 'pipeline': [], 'lazy_init': True, 'serialize_data': False}
-        dataset = DATASETS.build(options)
-        parameters = [inspect.signature(base.__init__).parameters for base in type(dataset).__mro__]
+        kind = self.leaf.get('type')
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(None) as registry:
+                kind = registry.get(kind)
+        parameters = [inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ())]
+        taken = {name for found in parameters for name in found}
+        options = {key: value for key, value in (('lazy_init', True), ('serialize_data', False)) if key in taken}
+        dataset = DATASETS.build({**self.leaf, 'pipeline': [], **options})
         default = next((found['download'].default for found in parameters if 'download' in found), None)
         if default is not None:
             dataset.download = False
@@ -181,27 +193,25 @@ class DatasetCheck:
         stated = stated or (getattr(type(dataset), 'METAINFO', None) or {}).get('classes')
         return list(dataset.metainfo.get('classes') or ()) if stated else []
 
-    def _check_labels(self, dataset, bases: set[str], *, boxed: bool, by_folder: bool) -> Iterator[Finding]:
-        beyond: list[Finding] = []
+    def _check_labels(self, bases: set[str]) -> Iterator[Finding]:
         if self.training or not bases & RETRIEVAL:  # whose other splits have other identities
             file = paths.annotation_file(self.leaf)
-            beyond = list(boxes.check_labels(self.key, self.samples, self.reader.labels, file, self.reader.check_label))
-            yield from beyond
-        if boxed:
-            count = len(self.classes) if isinstance(self.classes, (list, tuple)) else None
-            yield from boxes.check_boxes(self.key, self.samples, count, extends='CrowdHumanDataset' in bases)
-        first = not self._class_folders
-        if by_folder and (hasattr(dataset, 'folder_to_idx') or not any(one.level == 'error' for one in beyond)):
+            args = (self.key, self.samples, self.reader.labels, file, self.reader.check_label)
+            yield from boxes.check_labels(*args)
+
+    def _check_folders(self, dataset, *, sound: bool) -> Iterator[Finding]:
+        by_folder, first = hasattr(dataset, 'folder_to_idx'), not self._class_folders
+        if sound or by_folder:
             args = (self.key, dataset, self.samples, self.classes, self._class_folders)
             yield from folders.check_folders(*args, training=self.training)
-        if not first and not self._stated_classes(dataset) and hasattr(dataset, 'folder_to_idx'):
+        if by_folder and not first and not self._stated_classes(dataset):
             self.classes = None  # the folders have been compared
 
     def _check_files(self, dataset) -> Iterator[Finding]:
-        steps = self.leaf.get('pipeline') or []
-        loader = next((step for step in steps if 'LoadImage' in type_name(step)), {})
-        local = (loader.get('backend_args') or {}).get('backend', 'local') == 'local'
-        images = bool(loader) and local and loader.get('on_error') != 'skip'
+        step = next(filter(loads_image, self.leaf.get('pipeline') or []), {})
+        backend = step.get('backend_args') or step.get('file_client_args') or {}
+        skips = step.get('on_error') == 'skip' or step.get('ignore_empty')
+        images = self.reader.load_image is not None and not skips and backend.get('backend', 'local') == 'local'
         yield from suffixes.check_missing(self.samples, images=images, masks=self.reader.load_mask is not None)
         if self.samples:
             yield from suffixes.check_left_out(dataset, self.samples, shared_masks=self._shares_masks())

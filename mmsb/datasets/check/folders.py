@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .findings import Finding, error, warning
@@ -45,11 +45,11 @@ class Folders:
 
 def numbered(dataset) -> list[str]:
     """List the folders that a dataset numbers in this order; [] where something else says the labels."""
-    if not (hasattr(dataset, 'extensions') and getattr(dataset, 'with_label', True)) or dataset.ann_file:
+    prefix = _root(dataset)
+    listed = hasattr(dataset, 'extensions') and getattr(dataset, 'with_label', True) and not dataset.ann_file
+    if not listed or prefix is None or not os.path.isdir(prefix):
         return []
-    if not os.path.isdir(dataset.img_prefix):
-        return []
-    with os.scandir(dataset.img_prefix) as entries:
+    with os.scandir(prefix) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
@@ -134,11 +134,17 @@ def _bare(name: str) -> str:
     return re.sub(r'^\d+_(?=\D)', '', _folded(name))
 
 
+def _root(dataset) -> str | None:
+    prefix = getattr(dataset, 'data_prefix', None)
+    folder = prefix.get('img_path') if isinstance(prefix, Mapping) else prefix
+    return folder if folder and isinstance(folder, str) else None
+
+
 def _find(dataset, samples: list[dict]) -> Folders | None:
     if getattr(dataset, 'folder_to_idx', None):
         return Folders(dataset.img_prefix, dict(dataset.folder_to_idx), numbered=True)
-    prefix = getattr(dataset, 'img_prefix', None)
-    if not prefix or not isinstance(prefix, str):
+    prefix = _root(dataset)
+    if prefix is None:
         return None
     places = Counter(
         (os.path.dirname(sample['img_path'][len(prefix) :]), sample['gt_label'])
@@ -174,7 +180,7 @@ def _check_order(found: Folders, classes: Sequence[str] | None) -> Iterator[Find
     if not classes or isinstance(classes, str):
         return
     meant = match(found.labels, classes)
-    wrong = [name for name, label in meant.items() if found.labels[name] != label]
+    wrong = [name for name, label in meant.items() if found.labels[name] != label and not found.is_mixed(name)]
     wrong.sort(key=lambda name: found.labels[name])
     if wrong and (found.numbered or len(meant) > 1):  # of a list, a single name may be chance, e.g. train/ and 'train'
         text = ', and '.join(
@@ -193,9 +199,9 @@ def _check_order(found: Folders, classes: Sequence[str] | None) -> Iterator[Find
     elif found.numbered and not meant:
         yield from _unpadded(found, classes)
     elif len(meant) > 1:
-        for name in meant:
+        for name, label in meant.items():
             count, total = found.others.get(name, (0, 0))
-            if count:
+            if count and found.labels[name] == label:
                 text = f'{count:,} of its {total:,} images have other labels than its name says, {found.labels[name]}'
                 yield warning('label of another class', found.root, f'folder {name!r}', text)
 
@@ -218,8 +224,6 @@ def _class_of(label: int, classes: Sequence[str]) -> str:
 
 
 def _compare(key: str, found: Folders, reference: Folders) -> Iterator[Finding]:
-    if found.root == reference.root:
-        return
     names = sorted(reference.labels, key=reference.labels.get)
     known = {name: reference.labels[names[i]] for name, i in match(found.labels, names).items()}
     shifted = [name for name, label in found.labels.items() if label != known.get(name, label)]
@@ -233,6 +237,9 @@ def _compare(key: str, found: Folders, reference: Folders) -> Iterator[Finding]:
             yield warning('class folder missing', key, '', text)
         return
     text = f'the class folders of {found.root} differ from those of {reference.root}'
+    text = (
+        'the labels of class folders differ from those of the first dataset' if found.root == reference.root else text
+    )
     if shifted:
         first = shifted[0]
         text += f': {first!r} gets label {found.labels[first]} here, but {known[first]} there'

@@ -43,7 +43,7 @@ def check_file(dataset, bases: set[str]) -> Iterator[Finding]:
         dataset: the dataset.
         bases: names of its class and of all the bases of that.
     """
-    classes = dataset.metainfo.get('classes')
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
     own_reader = getattr(type(dataset), 'load_data_list', None) is not BaseDataset.load_data_list
     if isinstance(classes, str):
         return

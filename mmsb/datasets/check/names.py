@@ -39,8 +39,11 @@ def check_classes(key: str, leaf: Mapping, dataset, bases: set[str]) -> Iterator
             yield warning('space in a class name', where, repr(name), text)
         if name == '':
             yield error('empty class name', where, repr(name), 'is no name: is there an empty line in the file?')
-    fixed = own and 'MultiLabelDataset' not in bases and type(dataset).__module__.startswith('mmpretrain.')
-    if fixed and (moved := _moved(own, used)):
+    theirs = any(
+        base.__module__.startswith('mmpretrain.') and 'METAINFO' in vars(base) for base in type(dataset).__mro__
+    )
+    by_index = theirs and own and len(own) == len(used) and 'MultiLabelDataset' not in bases
+    if by_index and (moved := _moved(own, used)):
         text = (
             f'{type(dataset).__name__} gives {moved[0]!r} label {moved[1]}, but here it is {moved[2]}: keep its order'
         )
