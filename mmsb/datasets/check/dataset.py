@@ -97,10 +97,8 @@ class DatasetCheck:
         if 'BaseVideoDataset' in bases:
             samples = [image for video in samples for image in video['images']]
         self.samples = [] if missing else samples
-        if not samples and not wrong:
-            yield self._empty(dataset, suffixes.left_out(dataset))
-        elif self._needs_labels(bool(coco_file)) and not wrong and boxes.has_boxes(samples) is False:
-            yield error('empty split', self.key, '', 'has no boxes left to learn from or to measure')
+        if not wrong:
+            yield from self._check_empty(dataset, samples, coco_file)
         if coco_file and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
             args = (coco_file, content, self.classes, list(dataset.cat_ids))
             yield from coco.check_classes(*args, training=self.training)
@@ -193,6 +191,13 @@ class DatasetCheck:
         stated = stated or (getattr(type(dataset), 'METAINFO', None) or {}).get('classes')
         return list(dataset.metainfo.get('classes') or ()) if stated else []
 
+    def _check_empty(self, dataset, samples: list[dict], coco_file: str | None) -> Iterator[Finding]:
+        needed = self.training or not (coco_file or self.key.startswith('test'))  # a test may have no labels
+        if not samples:
+            yield self._empty(dataset, suffixes.left_out(dataset))
+        elif needed and boxes.has_boxes(samples) is False:
+            yield error('empty split', self.key, '', 'has no boxes left to learn from or to measure')
+
     def _check_labels(self, bases: set[str]) -> Iterator[Finding]:
         if self.training or not bases & RETRIEVAL:  # whose other splits have other identities
             file = paths.annotation_file(self.leaf)
@@ -215,9 +220,6 @@ class DatasetCheck:
         yield from suffixes.check_missing(self.samples, images=images, masks=self.reader.load_mask is not None)
         if self.samples:
             yield from suffixes.check_left_out(dataset, self.samples, shared_masks=self._shares_masks())
-
-    def _needs_labels(self, coco_file: bool) -> bool:
-        return self.training or not (coco_file or self.key.startswith('test'))
 
     def _shares_masks(self) -> bool:
         """Tell whether the folder of the masks belongs to other images of the config too."""
