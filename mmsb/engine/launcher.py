@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mmengine.logging
@@ -22,9 +22,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
+from mmsb.checkpoints.load import install_reader, load_checkpoint, load_state_dict, local_path, require_file
 from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
+from mmsb.datasets.test_set import class_names
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
@@ -173,13 +174,13 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
     if start and whole:
         cfg = copy.deepcopy(cfg)
         drop_warm_starts(cfg.model)
-    first_process_decides(cfg, lambda: dry_run(cfg, loaders, check_weights))
+    first_process_decides(
+        cfg, lambda: dry_run(cfg, loaders, check_weights, _learnt(start) if start and whole else None)
+    )
     trains = 'train_dataloader' in loaders
     if cfg.launcher == 'none' and torch.cuda.device_count() > 1:
-        count, script = (
-            torch.cuda.device_count(),
-            'dist_train.sh CONFIG' if trains else 'dist_test.sh CONFIG CHECKPOINT',
-        )
+        count = torch.cuda.device_count()
+        script = 'dist_train.sh CONFIG' if trains else 'dist_test.sh CONFIG CHECKPOINT'
         warn(f'{count} GPUs are visible and one is used: bash tools/{script} {count} uses all of them')
     if trains:
         _warn_of_batch_size(cfg)
@@ -201,6 +202,12 @@ def _warn_of_batch_size(cfg: Config) -> None:
     elif step != base:
         cure = 'pass --auto-scale-lr' if counts == 1 else f'multiply optim_wrapper.optimizer.lr by {step / base:g}'
         warn(f'{made}: {cure}, or set auto_scale_lr.base_batch_size={step} if it is right')
+
+
+def _learnt(path: str) -> tuple[str, Sequence[str]] | None:
+    """Return the path of a local checkpoint and the names of the classes that it knows, if it has any."""
+    classes = class_names(Config(), load_checkpoint(path, keep=True)) if local_path(path) else ()
+    return (path, classes) if classes else None
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:

@@ -7,7 +7,7 @@ library skips or clips.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -21,7 +21,9 @@ from mmsb.options import positive_integer
 from . import coco
 from .dataset import DatasetCheck
 from .findings import Finding, Report, error
+from .folders import Folders
 from .labels import count_labels, pixel_findings, softmax_of_one, unused_classes
+from .names import compare_with_checkpoint
 from .samples import type_name
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -65,7 +67,9 @@ def check_data(
         else:
             splits[known] = check.datasets(loader)
             for one in splits[known].checks:
-                splits[known].report.findings += _read_samples(one, workers, functools.partial(on_progress, name))
+                told = {*splits[known].report.findings}  # such as missing images
+                found = _read_samples(one, workers, functools.partial(on_progress, name))
+                splits[known].report.findings += [finding for finding in found if finding not in told]
             splits[known].report.findings += _compare_pixels(cfg, splits[known].checks)
         check.metrics(loader, splits[known])
     return [split.report for split in splits.values()]
@@ -90,12 +94,14 @@ class DataCheck:
 
     Args:
         cfg: the final config.
+        learnt: path and classes of the checkpoint that the run tests or resumes; None if it has none.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, learnt: tuple[str, Sequence[str]] | None = None) -> None:
         init_default_scope(cfg.get('default_scope') or 'mmengine')
-        self._cfg = cfg
+        self._cfg, self._learnt = cfg, learnt
         self._classes: dict[str, tuple] = {}  # of the datasets so far, by key
+        self._class_folders: list[Folders] = []  # of the datasets so far
 
     def datasets(self, loader: str, dataset: object = None) -> Split:
         """Check all datasets of a split.
@@ -108,10 +114,13 @@ class DataCheck:
         leaves = list(paths.leaf_datasets(self._cfg[loader]['dataset'], f'{loader}.dataset'))
         built = list(paths.built_leaves(dataset)) if dataset is not None else []
         for (key, leaf), one in zip(leaves, built if len(built) == len(leaves) else [None] * len(leaves), strict=True):
-            check = DatasetCheck(self._cfg, key, leaf, training=loader.startswith('train'), dataset=one)
+            options = dict(training=loader.startswith('train'), dataset=one, class_folders=self._class_folders)
+            check = DatasetCheck(self._cfg, key, leaf, **options)
             split.checks.append(check)
             split.report.findings += check.look()
             split.report.images += len(check.samples)
+            if self._learnt is not None:
+                split.report.findings += compare_with_checkpoint(key, check.classes, *self._learnt)
             split.report.findings += _compare_classes(key, check.classes, self._classes)
         if loader.startswith('train'):
             split.report.findings += [*softmax_of_one(check.heads()), *_unused(split)]

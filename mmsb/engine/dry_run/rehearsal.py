@@ -10,7 +10,7 @@ import io
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from mmengine.config import Config
@@ -45,13 +45,19 @@ from .watch import Mistake, Watch, check_options, check_section, watch
 WRITES = ('out', 'output_dir', 'outfile_prefix', 'out_file_path', 'format_only')  # options of metrics that write files
 
 
-def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Module], None]) -> None:
+def dry_run(
+    cfg: Config,
+    loaders: tuple[str, ...],
+    check_model: Callable[[nn.Module], None],
+    learnt: tuple[str, Sequence[str]] | None = None,
+) -> None:
     """Rehearse a run.
 
     Args:
         cfg: the complete config.
         loaders: names of the dataloaders that the run uses.
         check_model: called with the network once it is built.
+        learnt: path and classes of the checkpoint that the run tests or resumes.
 
     Raises:
         ValueError: a mistake in the config; one line that names the key.
@@ -59,7 +65,7 @@ def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Mod
     sections = locate(cfg._cfg_dict)
     sections.work_dir = os.path.abspath(cfg.work_dir)
     with _untouched(), watch() as seen:
-        rehearsal = Rehearsal(sections, seen, cfg)
+        rehearsal = Rehearsal(sections, seen, cfg, learnt)
         with rehearsal.stage('model'):
             model = build_model(sections)
         check_model(model)
@@ -104,9 +110,12 @@ class Rehearsal(Runner):
         cfg: the config, its dicts with their places.
         seen: what is built by the registries.
         plain: the same config, whose reading counts for nothing.
+        learnt: see `dry_run`.
     """
 
-    def __init__(self, cfg: Section, seen: Watch, plain: Config) -> None:
+    def __init__(
+        self, cfg: Section, seen: Watch, plain: Config, learnt: tuple[str, Sequence[str]] | None = None
+    ) -> None:
         self.cfg, self._seen = cfg, seen
         self._work_dir = self._log_dir = cfg.work_dir
         self._experiment_name = self._timestamp = 'dry_run'
@@ -118,7 +127,7 @@ class Rehearsal(Runner):
         self._hooks, self._has_loaded, self._load_from, self._resume = [], False, None, False
         self.logger = MMLogger.get_instance('mmengine')
         self.message_hub = MessageHub.get_instance('dry_run')
-        self._data, self._splits = DataCheck(plain), {}
+        self._data, self._splits = DataCheck(plain, learnt), {}
         self.warnings: list[str] = []
 
     @contextlib.contextmanager
