@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmsb.checkpoints.card import config_of
 from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict
-from mmsb.datasets.test_set import class_names, dataset_with_pipeline, loads_image, takes_rgb
+from mmsb.datasets.test_set import class_names, dataset_with_pipeline, loads_image
 from mmsb.models.weights import backbone_of, check_fit, split_head
 from mmsb.options import choose
 from mmsb.timm_registry import DEPTHS
@@ -113,7 +113,7 @@ def _of_config(path: str, content: Mapping, backbone: bool) -> tuple[str, dict, 
     images['mean'] = [value / 255 for value in preprocessor.get('mean') or [0.0] * channels]
     images['std'] = [value / 255 for value in preprocessor.get('std') or [1.0] * channels]
     swaps = any(preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
-    images['bgr'] = takes_rgb(pipeline) == swaps
+    images['bgr'] = (not any(map(loads_image, pipeline))) == swaps  # arrays are RGB
     return f'sb_resnet{net["depth"]}', options, images
 
 

@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 
 from mmsb.datasets.loading import BadImageError, flaw_of, missing_pixels
 from mmsb.datasets.paths import leaf_datasets
-from mmsb.datasets.test_set import dataset_with_pipeline
+from mmsb.datasets.test_set import dataset_with_pipeline, loads_image
 from mmsb.options import one_line
 
 _REMOTE = ('backend_args', 'file_client_args')  # of a loading transform: where the dataset's files are
@@ -41,7 +41,7 @@ class ImagePipeline:
         pipeline = _pipeline_of(cfg)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         steps = [step for step in pipeline if 'Annotation' not in str(step.get('type'))]
-        loading = [number for number, step in enumerate(steps, 1) if _loads_image(step)]
+        loading = [number for number, step in enumerate(steps, 1) if loads_image(step)]
         first, rest = (steps[: loading[-1]], steps[loading[-1] :]) if loading else ([], steps)
         self._loader = first[-1] if first else dict(color_type='grayscale' if channels == 1 else 'color')
         self._is_array = not first
@@ -124,12 +124,6 @@ def _pipeline_of(cfg: Config) -> list[Mapping]:
 
 def _sample(path: str) -> dict:
     return dict(img_path=path, img_id=0, sample_idx=0, seg_fields=[])
-
-
-def _loads_image(step: Mapping) -> bool:
-    """Tell whether a step of a pipeline reads an image file."""
-    name = str(step.get('type'))
-    return 'Load' in name and 'Image' in name
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:

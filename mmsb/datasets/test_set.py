@@ -14,6 +14,12 @@ def dataset_with_pipeline(cfg: Config) -> Mapping:
     return dataset
 
 
+def loads_image(step: Mapping) -> bool:
+    """Tell whether a step of a pipeline reads an image file."""
+    name = str(step.get('type'))
+    return 'Load' in name and 'Image' in name
+
+
 def dataset_meta(cfg: Config, checkpoint: object = None) -> list[dict]:
     """List what tells of the classes, the surest first: a checkpoint, the config's test set, the type of that set.
 
