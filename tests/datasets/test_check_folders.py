@@ -58,6 +58,8 @@ ORDERS = {  # folders, classes, the class that each folder means
     'case alone': (['Ant', 'Zebra'], ['ant', 'zebra'], ['ant', 'zebra']),
     'number in front': (['10_emu', '1_cat', '2_dog'], ['cat', 'dog', 'emu'], ['emu', 'cat', 'dog']),
     'padded number in front': (['01.cat', '02.dog', '10.emu'], ['cat', 'dog', 'emu'], ['cat', 'dog', 'emu']),
+    'plural': (['cats', 'dogs'], ['dog', 'cat'], ['cat', 'dog']),
+    'in one word': (['BigCat', 'tinyDog'], ['tiny dog', 'big_cat'], ['big_cat', 'tiny dog']),
     'padded': (['00', '02', '10'], ['0', '2', '10'], ['0', '2', '10']),
     'accents': (['cafe\u0301', 'tea'], ['tea', 'caf\u00e9'], ['caf\u00e9', 'tea']),
 }  # fmt: skip

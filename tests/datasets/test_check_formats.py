@@ -106,6 +106,7 @@ def test_no_box_at_all(split, tmp_path):
 
 XML_FAULTS = {  # file, item, a part of the message; in MMDetection and MMPretrain
     'not XML': ('<annotation><obj', 'is not valid XML', True, True),
+    'encoding': (f'<?xml version="1.0" encoding="gb2312"?>{GOOD}', 'is not valid XML', True, True),
     'no box': (xml(thing('cat', None)), 'bndbox/xmin must be a number, got None', True, False),
     'text': (xml(thing('cat', (1, 'x', 3, 4))), "bndbox/ymin must be a number, got 'x'", True, False),
     'not finite': (xml(thing('cat', (1, 2, 'inf', 4))), "bndbox/xmax must be a number, got 'inf'", True, False),

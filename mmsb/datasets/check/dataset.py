@@ -70,11 +70,7 @@ class DatasetCheck:
         if missing and not in_coco_format:
             return
         coco_file = paths.annotation_file(self.leaf) if in_coco_format else None
-        if coco_file:
-            content, found = self._check_coco(coco_file, bases)
-        else:
-            content, found = None, [*self._check_lines(bases), *formats.check_file(dataset, bases)]
-        found += folders.check_number(dataset, self._stated_classes(dataset), self._class_folders)
+        content, found = self._check_coco(coco_file, bases) if coco_file else (None, self._check_text(dataset, bases))
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
@@ -94,8 +90,7 @@ class DatasetCheck:
                 self.samples = list(coco.samples(content, folder))
                 self._make_reader(dataset, masks=False)
             return
-        if 'BaseVideoDataset' in bases:
-            samples = [image for video in samples for image in video['images']]
+        samples = [image for one in samples for image in one['images']] if 'BaseVideoDataset' in bases else samples
         self.samples = [] if missing else samples
         if not wrong:
             yield from self._check_empty(dataset, samples, coco_file)
@@ -167,6 +162,11 @@ class DatasetCheck:
             names = not any(base.startswith('LVISV1') for base in bases)
             found += coco.check_file(path, content, masks=masks, names=names)
         return content, found
+
+    def _check_text(self, dataset, bases: set[str]) -> list[Finding]:
+        stated = self._stated_classes(dataset)
+        number = folders.check_number(dataset, stated, self._class_folders)
+        return [*self._check_lines(bases), *formats.check_file(dataset, bases), *number]
 
     def _check_lines(self, bases: set[str]) -> Iterator[Finding]:
         """Check the lines `FILE LABEL` of an MMPretrain annotation file."""

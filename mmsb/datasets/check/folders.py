@@ -71,7 +71,7 @@ def check_number(dataset, stated: Sequence[str], seen: Sequence[Folders]) -> Ite
     expected = list(seen[0].labels) if seen and seen[0].numbered and not match(names, stated) else list(stated)
     known = match(names, expected)
     lacking = [name for label, name in enumerate(expected) if label not in known.values()]
-    text = f'has {len(names):,} class folders, but there are {len(stated):,} classes'
+    text = f'has {len(names):,} class folder{"s"[: len(names) > 1]}, but there are {len(stated):,} classes'
     if known and lacking:
         text += f'; no folder for {_listed(lacking)}: an empty one keeps the labels'
     if known and (new := [name for name in names if name not in known]):
@@ -106,14 +106,14 @@ def check_folders(
 def match(names: Iterable[str], classes: Sequence[str]) -> dict[str, int]:
     """Find the class that each name means.
 
-    Names are the same if they differ in case, separators, leading zeros or a number in front at most.
+    Names are the same if they differ in case, separators, leading zeros, a number in front or a plural's s at most.
 
     Returns:
         the label for each name that means one class.
     """
     found: dict[str, int] = {}
     classes, names = list(map(str, classes)), list(names)
-    for form in (str, _folded, _bare):
+    for form in (str, _folded, _bare, _joined):
         labels: dict[str, list[int]] = {}
         for label, name in enumerate(classes):
             labels.setdefault(form(name), []).append(label)
@@ -132,6 +132,10 @@ def _folded(name: str) -> str:
 
 def _bare(name: str) -> str:
     return re.sub(r'^\d+_(?=\D)', '', _folded(name))
+
+
+def _joined(name: str) -> str:
+    return _bare(name).replace('_', '').removesuffix('s')
 
 
 def _root(dataset) -> str | None:

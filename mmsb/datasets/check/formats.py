@@ -58,8 +58,8 @@ def check_file(dataset, bases: set[str]) -> Iterator[Finding]:
             yield from _open_images(dataset)
         elif 'ODVGDataset' in bases and hasattr(dataset, 'label_map'):
             yield from _odvg(dataset.ann_file, dataset.label_map)
-    except (OSError, UnicodeError) as failure:
-        yield error('unreadable annotations', str(dataset.ann_file), '', one_line(failure))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as failure:
+        yield error('unreadable annotations', str(dataset.ann_file), '', f'is malformed: {one_line(failure)}')
 
 
 def _json(path: str, classes: Sequence[str] | None) -> Iterator[Finding]:
@@ -125,7 +125,7 @@ def _xml(dataset, classes: Sequence[str], bases: set[str]) -> Iterator[Finding]:
         except FileNotFoundError:
             yield error('missing annotations', path, '', f'does not exist, but {listed} names {name!r}')
             continue
-        except ET.ParseError as failure:
+        except (ET.ParseError, ValueError, LookupError) as failure:  # the latter for an unknown encoding
             yield error('unreadable annotations', path, '', f'is not valid XML ({failure})')
             continue
         if detection:
