@@ -118,9 +118,7 @@ def _pipeline_of(cfg: Config) -> list[Mapping]:
     if not all(pipelines):
         raise ValueError(f'the config has no {key}.pipeline, which prepares the images')
     if any(pipeline != pipelines[0] for pipeline in pipelines):
-        raise ValueError(
-            f'the {len(sets)} sets of {key} have pipelines that differ: give all the same one'
-        )
+        raise ValueError(f'the {len(sets)} sets of {key} have pipelines that differ: give all the same one')
     return list(pipelines[0])
 
 
