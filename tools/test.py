@@ -5,6 +5,7 @@ python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.on
 """
 
 import copy
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -80,7 +81,8 @@ class DrawHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         self._dataset = runner.test_loop.dataloader.dataset
-        self._visualizer = build_visualizer(self._cfg, self._dataset.metainfo)
+        with _as_first_process():
+            self._visualizer = build_visualizer(self._cfg, self._dataset.metainfo)
         infos = map(self._dataset.get_data_info, range(len(self._dataset)))
         paths = dict.fromkeys(info['img_path'] for info in infos if isinstance(info.get('img_path'), str))
         names = Names(paths)
@@ -89,7 +91,7 @@ class DrawHook(Hook):
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
         for sample in outputs:
             name, image = self._read(sample.get('img_path'), sample.get('sample_idx'))
-            with patch('mmengine.dist.utils.is_main_process', return_value=True):  # else only the first process draws
+            with _as_first_process():
                 drawn = draw(self._visualizer, image, sample, **self._options)
             write_picture(self._folder / name, drawn)
 
@@ -100,6 +102,11 @@ class DrawHook(Hook):
         if path is None and index is not None:  # of a dataset of arrays, which are RGB
             return f'{index:06d}.png', to_8_bit(np.asarray(self._dataset.get_data_info(index)['img']))[..., ::-1]
         raise ValueError("--show-dir needs the files of the images: add 'img_path' to meta_keys of the pipeline")
+
+
+def _as_first_process() -> AbstractContextManager:
+    """Let a visualizer draw in this process too: each has other images, and a visualizer only works in the first."""
+    return patch('mmengine.dist.utils.is_main_process', return_value=True)
 
 
 def main() -> None:

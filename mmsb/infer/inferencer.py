@@ -138,8 +138,9 @@ class Inferencer:
         if self.kind == 'detector':
             return self._boxes(sample)
         if 'pred_score' not in sample:
-            name = type(self.model.head).__name__
-            raise ValueError(f'{name} predicts no score for each class, which is what a classifier is asked for here')
+            raise ValueError(
+                f'{type(self.model.head).__name__} gives no score for each class, and this command needs them'
+            )
         scores = sample.pred_score.float().cpu()
         labels = scores.argsort(descending=True).tolist()
         if is_multi_label(self.model):  # by the threshold, or the number, of its head
