@@ -203,8 +203,10 @@ def _same_kind(scheduler: _ParamScheduler | None, state: dict | None) -> bool:
     """Return whether a saved state is one of this class: it has its attributes, but for options that came later."""
     if scheduler is None or state is None:
         return False
-    ours = {name: value for name, value in scheduler.state_dict().items() if not callable(value)}
-    needed = {name for name, value in ours.items() if value is not None}
+    ours = scheduler.state_dict()
+    needed = {
+        name for name, value in ours.items() if value is not None and not callable(value)
+    }  # functions are not saved
     return needed <= {*state} <= {*ours} and state.get('param_name') == ours.get('param_name')
 
 

@@ -128,7 +128,7 @@ def test_a_batch_of_one_sample_is_no_error_where_maps_are_larger(there):
         ([*loader(16), 'auto_scale_lr.enable=True'], 1, ''),
         ([*loader(16), 'auto_scale_lr=None'], 1, ''),
         (loader(16), 1, 'for 64 samples a step (auto_scale_lr.base_batch_size), and a step has 16 (batch_size=16, '
-         'processes: 1, accumulative_counts=1): pass --auto-scale-lr, or set auto_scale_lr.base_batch_size=16 if it is'),
+         'processes: 1, accumulative_counts=1): pass --auto-scale-lr, or set auto_scale_lr.base_batch_size=16 if'),
         ((), 2, 'and a step has 128 (batch_size=64, processes: 2, accumulative_counts=1): pass --auto-scale-lr, or'),
         ([*loader(16), 'optim_wrapper.accumulative_counts=2'], 1, 'and a step has 32 (batch_size=16, processes: 1, '
          'accumulative_counts=2): multiply optim_wrapper.optimizer.lr by 0.5, or set auto_scale_lr.base_batch_size=32'),

@@ -7,8 +7,10 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 
+from mmsb.checkpoints.plain import make_plain
 from mmsb.engine import SafeRunner
 from mmsb.engine.resumed_settings import check_resumable
 
@@ -159,10 +161,11 @@ def test_more_epochs_of_a_constant_schedule_are_no_warning(tmp_path):
 class Scheduled:
     """What `check_resumable` asks of a runner."""
 
-    def __init__(self, optimizer: type, schedules: int, **cfg) -> None:
+    def __init__(self, optimizer: type, *schedules: dict, **cfg) -> None:
         weight = torch.nn.Parameter(torch.zeros(1))
         self.optim_wrapper, self.cfg = OptimWrapper(optimizer([weight], lr=0.1)), cfg
-        self.param_schedulers = [CosineAnnealingLR(self.optim_wrapper, 6), LinearLR(self.optim_wrapper)][:schedules]
+        given = dict(optimizer=self.optim_wrapper)
+        self.param_schedulers = [PARAM_SCHEDULERS.build(one, default_args=given) for one in schedules]
 
     def saved(self) -> dict:
         return dict(
@@ -171,20 +174,45 @@ class Scheduled:
         )
 
 
-def test_settings_that_can_not_be_restored_are_named():
-    adam, sgd = torch.optim.AdamW, torch.optim.SGD
-    check_resumable(Scheduled(adam, 2), Scheduled(adam, 2).saved(), 'x.pth')
-    check_resumable(Scheduled(torch.optim.Adam, 0), Scheduled(adam, 0).saved(), 'x.pth')
-    check_resumable(Scheduled(adam, 2, resume_param_scheduler=False), Scheduled(adam, 1).saved(), 'x.pth')
+ADAM, SGD = torch.optim.AdamW, torch.optim.SGD
+WARM_UP = dict(type='LinearLR')
+SORTS = [
+    COSINE,
+    WARM_UP,
+    dict(type='OneCycleLR', eta_max=0.2, total_steps=9),
+    dict(type='ReduceOnPlateauLR', monitor='loss'),
+    dict(type='MultiStepLR', milestones=[2]),
+    dict(type='CosineRestartLR', periods=[2], eta_min=0),
+]
+
+
+@pytest.mark.parametrize('schedule', SORTS, ids=lambda one: one['type'])
+def test_a_schedule_is_restored_from_its_own_state_alone(schedule):
+    """As MMEngine saves it, and as this package does, without functions."""
+    state = Scheduled(SGD, schedule).saved()
+    plain = dict(state, message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
+    make_plain(plain)
+    for saved in (state, plain):
+        for other in SORTS:
+            if other is schedule:
+                check_resumable(Scheduled(SGD, schedule), saved, 'x.pth')
+            else:
+                with pytest.raises(ValueError, match=r'^param_scheduler\.0 is not the schedule of checkpoint'):
+                    check_resumable(Scheduled(SGD, other), saved, 'x.pth')
+
+
+def test_another_number_of_schedules_is_refused():
+    for ours, theirs in ((2, 1), (1, 2), (1, 0), (0, 1)):
+        both = (COSINE, WARM_UP)
+        with pytest.raises(ValueError, match=r'^param_scheduler\.[01] is not the schedule of checkpoint') as caught:
+            check_resumable(Scheduled(SGD, *both[:ours]), Scheduled(SGD, *both[:theirs]).saved(), 'x.pth')
+        assert f'which has {theirs} (config: {ours})' in str(caught.value)
+    check_resumable(Scheduled(SGD, *both, resume_param_scheduler=False), Scheduled(SGD, WARM_UP).saved(), 'x.pth')
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    check_resumable(Scheduled(torch.optim.Adam), Scheduled(ADAM).saved(), 'x.pth')
     with pytest.raises(
         ValueError, match=r"^optim_wrapper\.optimizer: checkpoint 'x\.pth' is of another .* without betas"
     ):
-        check_resumable(Scheduled(adam, 2, resume_param_scheduler=False), Scheduled(sgd, 2).saved(), 'x.pth')
-    for ours, theirs in ((2, 1), (1, 2), (1, 0), (0, 1)):
-        with pytest.raises(ValueError, match=r'^param_scheduler\.[01] is not the schedule of checkpoint') as caught:
-            check_resumable(Scheduled(sgd, ours), Scheduled(sgd, theirs).saved(), 'x.pth')
-        assert f'which has {theirs} (config: {ours})' in str(caught.value)
-    saved = Scheduled(sgd, 2).saved()
-    saved['param_schedulers'].reverse()
-    with pytest.raises(ValueError, match=r'^param_scheduler\.0 is not the schedule'):
-        check_resumable(Scheduled(sgd, 2), saved, 'x.pth')
+        check_resumable(Scheduled(ADAM, resume_param_scheduler=False), Scheduled(SGD).saved(), 'x.pth')
