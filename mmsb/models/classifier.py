@@ -1,6 +1,7 @@
 """SBResNet as a classifier in plain PyTorch: torchvision's names and interface."""
 
 import inspect
+import math
 import os
 
 from mmengine.logging import print_log
@@ -13,7 +14,7 @@ from mmsb.options import check_keys, positive_integer
 
 
 class SBResNetClassifier(SBResNet):
-    """ResNet with spatial bias, global average pool and linear layer.
+    """ResNet with spatial bias, global average pool and linear layer. Its defaults are the same in every scope.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -28,6 +29,8 @@ class SBResNetClassifier(SBResNet):
         FileNotFoundError: if the checkpoint does not exist.
     """
 
+    defaults_of_library = False
+
     def __init__(
         self,
         depth: int = 50,
@@ -41,20 +44,21 @@ class SBResNetClassifier(SBResNet):
         own = [name for name in inspect.signature(type(self)).parameters if name != 'options']
         others = [name for name in inspect.signature(SBResNet).parameters if name not in ('in_channels', 'out_indices')]
         check_keys(type(self).__name__, options, dict.fromkeys([*own, *others]))
-        super().__init__(depth, spatial_bias, in_channels=in_chans, out_indices=(3,), pretrained=pretrained, **options)
+        super().__init__(depth, spatial_bias, in_channels=in_chans, pretrained=pretrained, **options)
+        self.out_indices = (self.num_stages - 1,)
         if not next(self.parameters()).is_meta:
             self.init_weights()  # before there is a head, which is not a part of a backbone's checkpoint
-        self.num_features = 512 * self.block_type.expansion
+        self.num_features = self.feat_dim
         self.num_classes = num_classes
         if num_classes != 0:
             positive_integer('num_classes', num_classes)
             self.fc = nn.Linear(self.num_features, num_classes)
             if pretrained is not None:
                 self._load_head(pretrained)
-        self.feature_info = [dict(num_chs=64, reduction=2, module='relu')]
-        for i in range(4):
-            channels = 64 * 2**i * self.block_type.expansion
-            self.feature_info.append(dict(num_chs=channels, reduction=4 * 2**i, module=f'layer{i + 1}'))
+        self.feature_info = [dict(num_chs=self.stem_channels, reduction=2, module='stem' if self.deep_stem else 'relu')]
+        for i, layer in enumerate(self.res_layers):
+            channels, reduction = self.base_channels * 2**i * self.expansion, 4 * math.prod(self.strides[: i + 1])
+            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=layer))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images, (B, in_chans, H, W), to the last feature map, (B, num_features, H / 32, W / 32)."""

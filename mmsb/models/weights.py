@@ -36,7 +36,7 @@ def split_init_cfg(init_cfg: Mapping | Sequence[Mapping] | None, pretrained) -> 
     Raises:
         ValueError: for what is not an init_cfg, an unknown key of `Pretrained`, no checkpoint, and two of them.
     """
-    cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+    cfgs = list(init_cfg or ()) if isinstance(init_cfg, (list, tuple, type(None))) else [init_cfg]
     if not all(isinstance(cfg, Mapping) and 'type' in cfg for cfg in cfgs):
         raise ValueError(f'init_cfg must be a dict with a type, or a list of such dicts, got {init_cfg!r}')
     found = [cfg for cfg in cfgs if is_pretrained(cfg)]

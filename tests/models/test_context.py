@@ -378,6 +378,16 @@ def test_compiles_to_one_graph(name):
         torch.testing.assert_close(outs, net(images()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('name', SLOTS)
+def test_traces_with_gradients(name, training):
+    net, x = scramble(combine(name)).double().train(training), images().double()
+    traced = torch.jit.trace(net, x)
+    if not training:
+        torch.testing.assert_close(traced(x), net(x))
+
+
 @pytest.mark.parametrize('name', SLOTS)
 def test_whoever_replaces_norms_changes_no_output(name):
     """Neither the conversion to SyncBatchNorm nor fuse_conv_bn drops an activation."""
