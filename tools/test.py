@@ -7,6 +7,9 @@ python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.on
 import copy
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
