@@ -1,6 +1,6 @@
 """Test a trained network from its config.
 
-python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_200.pth
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.onnx
 """
 

@@ -261,20 +261,22 @@ def test_precision_by_device(monkeypatch, device, amp, wrapper):
     assert (cfg.get('compile_parts') == ['backbone']) == (amp is None and 'gpu' in device)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt') or sys.platform != 'linux', reason='needs glibc')
+@pytest.mark.skipif(
+    not (sys.platform == 'linux' and hasattr(ctypes.CDLL(None), 'mallopt')), reason='needs glibc and Linux'
+)
 @pytest.mark.parametrize('keep', [True, False])
 def test_freed_memory_is_kept(keep):
     code = """if True:
-        import torch
+        import resource, torch
         from mmsb.engine import fast
         if KEEP:
             fast._keep_freed_memory()
         def resident():
-            return int(open('/proc/self/statm').read().split()[1])
+            return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
         block = torch.ones(1 << 24)  # 64 MiB
         used = resident()
         del block
-        print((used - resident()) * 4096 / 2**26)
+        print((used - resident()) / 2**26)
     """
     code = code.replace('KEEP', str(keep))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
