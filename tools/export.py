@@ -10,6 +10,9 @@ import argparse
 import logging
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmsb.checkpoints.load import require_file
 from mmsb.configs import load_trained
 from mmsb.engine.launcher import config_parser, load_config, run_tool

@@ -1,6 +1,6 @@
 """Test a trained network from its config.
 
-python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_200.pth
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.onnx
 """
 
@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import patch
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 import numpy as np
 from mmengine.config import Config
 from mmengine.hooks import Hook
