@@ -156,7 +156,7 @@ def coco(root: Path) -> tuple[dict, dict]:
     content = dict(
         images=[dict(id=i, file_name=f'{i}.jpg', width=SIZE_PX[0], height=SIZE_PX[1]) for i in range(1, COUNT + 1)],
         annotations=[
-            dict(id=10 * i + j, image_id=i, category_id=7 + j, bbox=box, area=80, iscrowd=j)
+            dict(id=10 * i + j, image_id=i, category_id=7 + j, bbox=box, area=80, iscrowd=int(i == j == 1))
             for i in range(1, COUNT)  # the last image has none
             for j, box in enumerate(([5, 5, 10, 8], [-0.001, 20.5, 40.002, 9.6]))
         ],
@@ -272,7 +272,7 @@ def test_class_that_a_file_lacks(tmp_path):
         cfg[f'{split}_dataloader']['dataset']['metainfo'] = dict(classes=('cat', 'dog', 'cow'))
     cfg['model']['roi_head']['bbox_head'] = dict(num_classes=3)
     assert [(one.level, one.kind) for one in found(cfg)] == [
-        ('warning', 'class without category'),  # train
+        ('warning', 'class without boxes'),  # train
         ('error', 'class without category'),  # val
     ]
 

@@ -1,12 +1,13 @@
 """Check all the data that a config names before a run, to find what would stop or silently spoil it hours later.
 
 The library's own dataset class lists the samples, after its filter and without its pipeline (`dataset.py`). Whatever
-that class would hide or crash on is read from the annotation file itself (`coco.py`). Images and masks are read as the
-pipeline reads them (`samples.py`). An error stops a run or spoils its result; a warning is about something that the
-library skips or clips.
+that class would hide or crash on is read from the annotation file itself (`coco.py`, `coco_masks.py`), and so is the
+file of a metric (`coco_metric.py`). Images and masks are read as the pipeline reads them (`samples.py`). An error stops
+a run or spoils its result; a warning is about something that the library skips or clips.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ from mmengine.registry import init_default_scope
 from mmsb.datasets import paths
 from mmsb.options import positive_integer
 
-from . import coco
+from . import coco_metric
 from .dataset import DatasetCheck
-from .findings import Finding, Report, error
-from .samples import type_name
+from .findings import Finding, Report, error, warning
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SAMPLES_PER_TASK = 16
+NAMES = 5  # in one line
 
 Progress = Callable[[str, int, int], None]  # split, samples done, total samples
 
@@ -74,12 +75,7 @@ class Split:
 
     report: Report
     checks: list[DatasetCheck] = field(default_factory=list)
-    metrics: list[dict] = field(default_factory=list)  # the ones checked so far
-
-    @property
-    def images(self) -> set:
-        """The ids of its images."""
-        return {sample['img_id'] for check in self.checks for sample in check.samples if 'img_id' in sample}
+    metrics: list[tuple[dict, list[DatasetCheck]]] = field(default_factory=list)  # checked so far, with their datasets
 
 
 class DataCheck:
@@ -110,19 +106,30 @@ class DataCheck:
             split.report.findings += check.look()
             split.report.images += len(check.samples)
             split.report.findings += _compare_classes(key, check.classes, self._classes)
+        if loader.startswith('train'):
+            split.report.findings += _count_boxes(f'{loader}.dataset', split.checks)
         return split
 
     def metrics(self, loader: str, split: Split) -> list[Finding]:
         """Check the metrics of a split; what is found, which is returned, is added to its report."""
         new = []
         for key, metric in paths.evaluators(self._cfg, loader):
-            if metric not in split.metrics:
-                split.metrics.append(metric)
-                told = {(found.kind, found.file, found.item) for found in split.report.findings}
-                found = _check_metric(key, metric, split.images)
-                new += [one for one in found if (one.kind, one.file, one.item) not in told]
+            checks = self._measured(loader, key, split.checks)
+            if (metric, checks) not in split.metrics:
+                split.metrics.append((metric, checks))
+                told = {(found.level, found.kind, found.file, found.item) for found in split.report.findings}
+                found = _check_metric(key, metric, checks)
+                new += [one for one in found if (one.level, one.kind, one.file, one.item) not in told]
         split.report.findings += new
         return new
+
+    def _measured(self, loader: str, key: str, checks: list[DatasetCheck]) -> list[DatasetCheck]:
+        """Return the datasets whose predictions a metric gets: MMDetection's MultiDatasetsEvaluator splits them."""
+        evaluator = self._cfg.get(loader.replace('_dataloader', '_evaluator'))
+        if not isinstance(evaluator, dict) or 'dataset_prefixes' not in evaluator:
+            return checks
+        own = f'{loader}.dataset.datasets.{key.rpartition(".")[2]}.'
+        return [check for check in checks if f'{check.key}.'.startswith(own)]
 
 
 def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int, int], None]) -> Iterator[Finding]:
@@ -157,13 +164,34 @@ def _compare_classes(key: str, classes: tuple | None, seen: dict[str, tuple]) ->
         seen.setdefault(key, classes)
 
 
-def _check_metric(key: str, metric: dict, images: set) -> Iterator[Finding]:
-    """Check the annotation file of a split's metric against the ids of the images in the split."""
-    path = paths.annotation_file(metric)
+def _few(names: list[str]) -> str:
+    return ', '.join(names[:NAMES]) + (f' and {len(names) - NAMES:,} more' if len(names) > NAMES else '')
+
+
+def _count_boxes(key: str, checks: list[DatasetCheck]) -> Iterator[Finding]:
+    """Check that each class occurs in a box of the training, in any of its datasets."""
+    samples = [sample for check in checks for sample in check.samples if 'segments_info' not in sample]
+    counts = Counter(
+        instance.get('bbox_label')
+        for sample in samples
+        for instance in sample.get('instances') or []
+        if not instance.get('ignore_flag')
+    )
+    classes = next((check.classes for check in checks if isinstance(check.classes, (list, tuple))), ())
+    absent = [repr(name) for label, name in enumerate(classes) if not counts[label]]
+    if absent and counts:
+        most = [
+            f'{classes[label]} {count:,}' for label, count in counts.most_common(NAMES) if label in range(len(classes))
+        ]
+        one = len(absent) == 1
+        who = f'{"class" if one else "classes"} {_few(absent)} {"occurs" if one else "occur"}'
+        text = f'{who} in no box ({", ".join(most)}{", ..." if len(counts) > NAMES else ""}): never learnt'
+        yield warning('class without boxes', key, '', text)
+
+
+def _check_metric(key: str, metric: dict, checks: list[DatasetCheck]) -> Iterator[Finding]:
+    """Check a metric against the datasets whose predictions it gets."""
     if missing := paths.missing_annotations(metric, key):
-        yield error('missing annotations', path, '', f'of {key} does not exist: {missing[1]}')
-    elif path and type_name(metric).endswith('CocoMetric'):
-        content, found = coco.read(path, training=False)
-        yield from found
-        if content is not None:
-            yield from coco.check_metric(key, metric, path, content, images)
+        yield error('missing annotations', missing[0], '', f'of {key} does not exist: {missing[1]}')
+    else:
+        yield from coco_metric.check(key, metric, paths.annotation_file(metric), checks)

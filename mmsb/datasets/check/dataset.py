@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from mmsb.datasets import paths
 from mmsb.options import one_line
 
-from . import coco
+from . import coco, coco_masks
 from .findings import Finding, error, warning
 from .samples import SampleCheck
 
@@ -41,6 +41,8 @@ class DatasetCheck:
         self.samples: list[dict] = []
         self.classes: tuple | None = None
         self.reader: SampleCheck | None = None
+        self.path: str | None = None  # of a COCO file that is only measured, and what it holds: metrics read it too
+        self.content: dict | None = None
 
     def look(self) -> Iterator[Finding]:
         missing = list(self._missing())
@@ -58,7 +60,11 @@ class DatasetCheck:
         if missing and 'CocoDataset' not in bases:
             return
         coco_file = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases and paths.annotation_file(self.leaf)
-        content, found = self._check_coco(coco_file, bases) if coco_file else (None, list(self._check_lines(bases)))
+        content, found = None, list(self._check_lines(bases))
+        if coco_file:
+            content, found = self._check_coco(coco_file, dataset.metainfo.get('classes'), bases)
+            if not self.training:
+                self.path, self.content = coco_file, content
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
@@ -124,13 +130,18 @@ class DatasetCheck:
             return f': no file name ends in img_suffix {suffix!r}'
         return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
 
-    def _check_coco(self, path: str, bases: set[str]) -> tuple[dict | None, list[Finding]]:
+    def _check_coco(self, path: str, classes: object, bases: set[str]) -> tuple[dict | None, list[Finding]]:
         content, found = coco.read(path, training=self.training)
         if content is not None:
-            steps = self.leaf.get('pipeline') or []
-            masks = any(step.get('with_mask') for step in steps)
-            names = not any(base.startswith('LVISV1') for base in bases)
-            found += coco.check_file(path, content, masks=masks, names=names)
+            lvis = any(base.startswith('LVISV1') for base in bases)
+            keys = [key for key in coco.IMAGE_KEYS if not (lvis and key == 'file_name')]
+            classes = classes if isinstance(classes, (list, tuple)) else None
+            flaws, kept = coco.check_file(path, content, image_keys=keys, classes=classes)
+            found += flaws
+            step = next((step for step in self.leaf.get('pipeline') or [] if step.get('with_mask')), None)
+            if step:
+                sizes = coco.image_sizes(content)
+                found += coco_masks.check(path, kept, sizes, poly2mask=step.get('poly2mask', True))
         return content, found
 
     def _check_lines(self, bases: set[str]) -> Iterator[Finding]:
