@@ -239,7 +239,7 @@ def test_category_ids_as_text_in_the_annotations(run):
     all_of(run.files['val'], 'category_id', str)
     found = next(one for one in run.found() if one.level == 'error')
     assert (found.kind, found.item) == ('unknown category_id', 'annotation id 1')
-    assert "'7' is not the id of any category, which has 7: write both as numbers" in found.message
+    assert "'7' is not the id of any category, but 7 is: write both as numbers" in found.message
 
 
 def test_image_ids_as_text_in_the_file_of_the_metric(run):
@@ -251,7 +251,7 @@ def test_image_ids_as_text_in_the_file_of_the_metric(run):
     run.metric['ann_file'] = 'other.json'
     found = [one for one in run.found() if one.level == 'error']
     assert {one.item for one in found} >= {f'image id {i}' for i in (1, 2, 3)}
-    assert "which has '1'" in found[0].message
+    assert "but '1' is" in found[0].message
 
 
 @pytest.mark.parametrize('value', [True, 1.0, None, [1]])
@@ -413,6 +413,15 @@ def test_null(section, key, split, run):
 def test_box_of_other_things(box, run):
     run.files['train']['annotations'][0]['bbox'] = box
     assert {item for _, _, item in run.errors()} == {'annotation id 1'}
+
+
+@pytest.mark.parametrize(
+    ('section', 'key', 'value'), [('categories', 'name', ['cat']), ('annotations', 'bbox', [5, 5, 9, 10**400])]
+)
+def test_what_python_cannot_hash_or_store_in_the_file_of_a_metric(section, key, value, run):
+    another_file(run)
+    run.files['other'][section][0][key] = value
+    assert ('other.json', NOT_NUMBERS[section][key]) in {(file, item) for _, file, item in run.errors()}
 
 
 @pytest.mark.parametrize('section', ['images', 'annotations', 'categories'])

@@ -54,6 +54,9 @@ def read(path: str, *, training: bool) -> tuple[dict | None, list[Finding]]:
                     item = f'annotation id {entry["id"]}' if known else f'{key}[{number}]'
                     text = f'{name} must be an integer, got {entry[name]!r}'
                     findings.append(error('malformed entry', path, item, text))
+            if key == 'categories' and not _is_id(entry.get('name', '')):
+                text = f'name must be a string, got {entry["name"]!r}'
+                findings.append(error('malformed entry', path, f'category id {entry.get("id")}', text))
     return None if any(one.level == 'error' for one in findings) else content, findings
 
 
@@ -119,11 +122,15 @@ def plain(number: int | str) -> str:
 def other_type(number: int | str, alike: dict) -> str:
     """Describe the id among `alike` (its keys are `plain`) that is `number` in another type; '' if there is none."""
     other = alike.get(plain(number))
-    return '' if other is None else f', which has {other!r}: write both as numbers'
+    return '' if other is None else f', but {other!r} is: write both as numbers'
 
 
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite(value) -> bool:
+    return is_number(value) and -LARGEST <= value <= LARGEST
 
 
 def _is_id(value) -> bool:
@@ -144,7 +151,7 @@ def _check_keys(path: str, content: dict, image_keys: tuple[str, ...]) -> Iterat
         item = f'image id {image.get("id")}'
         yield from _missing(path, item, image, image_keys)
         for key in ('width', 'height'):
-            if key in image and key in image_keys and not (is_number(image[key]) and 0 < image[key] <= LARGEST):
+            if key in image and key in image_keys and not (is_finite(image[key]) and image[key] > 0):
                 yield error('image of another size', path, item, f'{key} must be a positive number, got {image[key]!r}')
         name = image.get('file_name', 'x')
         if 'file_name' in image_keys and not (isinstance(name, str) and name):
@@ -158,10 +165,7 @@ def _check_keys(path: str, content: dict, image_keys: tuple[str, ...]) -> Iterat
                     'malformed entry', path, item_of(annotation), f'{key} must be 0 or 1, got {annotation[key]!r}'
                 )
     for category in content['categories']:
-        item = f'category id {category.get("id")}'
-        yield from _missing(path, item, category, ('id', 'name'))
-        if not _is_id(category.get('name', '')):
-            yield error('malformed entry', path, item, f'name must be a string, got {category["name"]!r}')
+        yield from _missing(path, f'category id {category.get("id")}', category, ('id', 'name'))
 
 
 def _missing(path: str, item: str, entry: dict, keys) -> Iterator[Finding]:
@@ -194,7 +198,7 @@ def _check_box(path: str, annotation: dict, size: tuple) -> Finding | None:
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, [*box, area]))):
         text = f'box {box} of area {area!r} must be 4 numbers and a number'
         return error('malformed box', path, item_of(annotation), text)
-    if not all(-LARGEST <= value <= LARGEST for value in [*box, area]):
+    if not all(map(is_finite, [*box, area])):
         text = f'box {box} of area {area} is not finite: nor would the loss be'
         return error('non-finite box', path, item_of(annotation), text)
     x, y, w, h = box

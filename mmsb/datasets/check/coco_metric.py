@@ -5,8 +5,9 @@ missed. The evaluation (`pycocotools.cocoeval`, and lvis likewise) stores the ma
 """
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,7 +57,8 @@ def check(key: str, metric: dict, path: str | None, checks: list['DatasetCheck']
 def _type(metric: dict) -> type | None:
     kind = metric.get('type')
     if isinstance(kind, str):
-        with METRICS.switch_scope_and_registry(None) as registry:
+        with warnings.catch_warnings(), METRICS.switch_scope_and_registry(None) as registry:
+            warnings.simplefilter('ignore')  # of the library, about packages that other metrics need
             return registry.get(kind)
     return kind
 
@@ -69,11 +71,15 @@ def _ids(one: 'DatasetCheck') -> set:
     return {sample['img_id'] for sample in one.samples if 'img_id' in sample}
 
 
+def _more(found: Collection) -> str:
+    return f', as are {len(found) - 1:,} more' if len(found) > 1 else ''
+
+
 def _shared_ids(key: str, checks: list['DatasetCheck']) -> Iterator[Finding]:
     counts = Counter(number for one in checks for number in _ids(one))
     shared = [number for number, count in counts.items() if count > 1]
     if shared:
-        text = f'is in several datasets of the split, as are {len(shared) - 1:,} more: {key} takes them for one image; '
+        text = f'is in several datasets of the split{_more(shared)}: {key} takes them for one image; '
         text += 'number the images apart, or give each dataset its metric (mmdet.MultiDatasetsEvaluator)'
         yield error('shared image ids', checks[0].key, f'image id {shared[0]}', text)
 
@@ -87,8 +93,8 @@ def _check_images(key: str, path: str, content: dict, checks: list['DatasetCheck
         if one.content is not None and one.content is not content:
             differing = sorted(_differing(one, content, known, ours & known.keys()), key=str)
             if differing:
-                text = f'is another one than in {one.path}, as are {len(differing) - 1:,} more of {len(ours):,}: '
-                text += f'{key} measures against other data; set {key}.ann_file to the file of the dataset'
+                text = f'is another one than in {one.path}{_more(differing)}: {key} measures against other data; '
+                text += f'set {key}.ann_file={one.path!r}'
                 yield error(OTHER_IMAGES, path, f'image id {differing[0]}', text)
         for number in sorted(ours - known.keys(), key=str):
             text = f'is in the split, but not in {key}.ann_file{coco.other_type(number, alike)}'
@@ -124,7 +130,7 @@ def _rows(content: dict, places: dict, classes: tuple | None) -> np.ndarray:
         box = annotation.get('bbox')
         if place is None or (classes and name not in labels) or not isinstance(box, list) or len(box) != 4:
             continue
-        if all(map(coco.is_number, box)):
+        if all(map(coco.is_finite, box)):
             rows.append((place * (len(labels) + 1) + labels.get(name, 0), *box))
     return np.array(rows, float).reshape(-1, 5)
 
@@ -156,8 +162,8 @@ def _check_truth(
         all_classes: whether the metric numbers all categories of the file, not only those of the config.
     """
     classes = next((one.classes for one in checks if isinstance(one.classes, (list, tuple))), None)
-    metrics = metric.get('metric', 'bbox')
-    masks = 'segm' in ([metrics] if isinstance(metrics, str) else metrics)
+    metrics = metric.get('metric')
+    masks = 'segm' in (metrics if isinstance(metrics, (list, tuple)) else [metrics])
     sizes = coco.image_sizes(content)
     if own:
         keys = ('id', 'width', 'height') if masks else ('id',)
@@ -167,7 +173,11 @@ def _check_truth(
             return
     names = {category.get('id'): category.get('name') for category in content['categories']}
     if own and classes is not None:
-        order = sorted(names) if metric.get('sort_categories') else names
+        order = (
+            sorted(names, key=lambda number: (isinstance(number, str), number))
+            if metric.get('sort_categories')
+            else names
+        )
         used = [number for number in order if all_classes or names[number] in classes]
         found = coco.check_classes(path, content, classes, used, training=False)
         yield from (one for one in found if one.level == 'error')
@@ -221,8 +231,8 @@ def _check_extent(
         yield error(EMPTY, path, '', text)
     missed = {number: None for number in truth if number not in split}
     if missed:
-        text = f'is not in the split, as are {len(missed) - 1:,} more of {len({*truth}):,} images with objects: {key} '
-        text += 'counts them as missed; write an annotation file of the split for the metric'
+        text = f'has objects, but is not in the split{_more(missed)}: {key} counts them as missed; '
+        text += 'write an annotation file of the split for the metric'
         options = [f'{one.key}.{name}' for one in checks for name in ('indices', 'filter_cfg') if one.leaf.get(name)]
         text += f', or remove {" and ".join(options)}' if options else ''
         yield error('metric of more images', path, f'image id {next(iter(missed))}', text)
