@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scenes import FOUR_SCENES
 
 CONFIG = """
 _base_ = '{digits}'
@@ -271,7 +272,7 @@ custom_hooks = [dict(type='RankWeights')]
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(indices=16))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=8))
 train_cfg = dict({schedule})
-""")
+{FOUR_SCENES if 'rcnn' in name else ''}""")
     options = ('--work-dir', tmp_path / 'run')
     path = f'{ROOT}:{tmp_path}'
     done = run_tool(

@@ -14,6 +14,7 @@ from chaos.inject import at_iteration, die
 from chaos.victim import ROOT, differing, train, weights_of, write_config
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from scenes import FOUR_SCENES
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -102,7 +103,7 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, batch_size=4, dat
 train_cfg = dict(_delete_=True, {loop})
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
 default_hooks = dict(checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, by_epoch=False))
-""")
+{FOUR_SCENES if library == 'mmdet' else ''}""")
     run(arena, 'whole', *FAST, cfg=arena / 'config.py')
     killed = train(arena, 'config.py', '--work-dir', 'run', *FAST, before=lambda: at_iteration(2, die))
     assert killed.code == -signal.SIGKILL, killed.said()

@@ -14,7 +14,7 @@ from mmsb.datasets import paths
 from mmsb.datasets.test_set import loads_image
 from mmsb.options import one_line
 
-from . import boxes, coco, folders, formats, names, suffixes
+from . import boxes, coco, coco_masks, folders, formats, names, suffixes
 from .findings import Finding, error, warning
 from .samples import SampleCheck
 
@@ -52,6 +52,8 @@ class DatasetCheck:
         self.samples: list[dict] = []
         self.classes: tuple | None = None
         self.reader: SampleCheck | None = None
+        self.path: str | None = None  # of a COCO file that is only measured, and what it holds: metrics read it too
+        self.content: dict | None = None
 
     def look(self) -> Iterator[Finding]:
         missing = list(self._missing())
@@ -70,7 +72,12 @@ class DatasetCheck:
         if missing and not in_coco_format:
             return
         coco_file = paths.annotation_file(self.leaf) if in_coco_format else None
-        content, found = self._check_coco(coco_file, bases) if coco_file else (None, self._check_text(dataset, bases))
+        if coco_file:
+            content, found = self._check_coco(coco_file, dataset.metainfo.get('classes'), bases)
+            if not self.training:
+                self.path, self.content = coco_file, content
+        else:
+            content, found = None, self._check_text(dataset, bases)
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
@@ -154,13 +161,18 @@ class DatasetCheck:
             return f': no file name ends in img_suffix {suffix!r}'
         return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
 
-    def _check_coco(self, path: str, bases: set[str]) -> tuple[dict | None, list[Finding]]:
+    def _check_coco(self, path: str, classes: object, bases: set[str]) -> tuple[dict | None, list[Finding]]:
         content, found = coco.read(path, training=self.training)
         if content is not None:
-            steps = self.leaf.get('pipeline') or []
-            masks = any(step.get('with_mask') for step in steps)
-            names = not any(base.startswith('LVISV1') for base in bases)
-            found += coco.check_file(path, content, masks=masks, names=names)
+            lvis = any(base.startswith('LVISV1') for base in bases)
+            keys = [key for key in coco.IMAGE_KEYS if not (lvis and key == 'file_name')]
+            classes = classes if isinstance(classes, (list, tuple)) else None
+            flaws, kept = coco.check_file(path, content, image_keys=keys, classes=classes)
+            found += flaws
+            step = next((step for step in self.leaf.get('pipeline') or [] if step.get('with_mask')), None)
+            if step:
+                sizes = coco.image_sizes(content)
+                found += coco_masks.check(path, kept, sizes, poly2mask=step.get('poly2mask', True))
         return content, found
 
     def _check_text(self, dataset, bases: set[str]) -> list[Finding]:

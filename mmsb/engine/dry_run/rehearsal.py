@@ -204,9 +204,9 @@ class Rehearsal(Runner):
         with self.stage(f'{split}_dataloader'):
             loader, batch = self._loader(f'{split}_dataloader')
         with self.stage(f'{split}_evaluator'):
-            evaluator = self._evaluator(f'{split}_evaluator')
             if (checked := self._splits.get(f'{split}_dataloader')) is not None:
-                self._heed(self._data.metrics(f'{split}_dataloader', checked))
+                self._heed(self._data.metrics(f'{split}_dataloader', checked))  # metrics crash on what it finds
+            evaluator = self._evaluator(f'{split}_evaluator')
         setattr(self, f'_{split}_dataloader', loader)
         setattr(self, f'_{split}_evaluator', evaluator)
         if batch is not None:
