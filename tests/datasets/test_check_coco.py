@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -44,7 +45,7 @@ def truth(images: int = 3, first: int = 1) -> dict:
 
 
 class Run:
-    """A config over annotation files, without images: `found` checks what the rehearsal of a run checks."""
+    """A config over annotation files, whose images are empty files; `found` checks what a rehearsal checks."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -66,6 +67,11 @@ class Run:
     def found(self) -> list:
         for name, content in self.files.items():
             (self.root / f'{name}.json').write_text(json.dumps(content))
+            for image, split in itertools.product(content.get('images') or [], ('train', 'val')):
+                if isinstance(image, dict) and isinstance(image.get('file_name'), str):
+                    path = self.root / split / image['file_name']
+                    path.parent.mkdir(exist_ok=True)
+                    path.touch()
         metric = self.metric.get('ann_file')
         if metric:
             self.metric['ann_file'] = str(self.root / metric)
@@ -343,7 +349,10 @@ def test_the_file_of_the_metric_has_another_order(run):
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-@pytest.mark.parametrize('empty', [dict(annotations=[]), dict(images=[]), dict(categories=[dict(id=7, name='chat')])])
+@pytest.mark.parametrize(
+    'empty',
+    [dict(annotations=[]), dict(images=[]), dict(categories=[dict(id=7, name='chat'), dict(id=8, name='chien')])],
+)
 def test_empty_split(empty, split, run):
     run.files[split].update(empty)
     assert 'empty split' in {kind for kind, _, _ in run.errors()}
@@ -359,7 +368,7 @@ def test_class_that_no_box_has(run):
     for annotation in run.files['train']['annotations']:
         annotation['category_id'] = 7
     (found,) = run.found()
-    assert str(found) == "warning: train_dataloader.dataset: class 'dog' occurs in no box (cat 6): never learnt"
+    assert str(found) == "warning: train_dataloader.dataset: class 'dog' of 2 occurs in no box (cat 6)"
 
 
 def test_class_that_only_the_second_of_two_files_has(run):
