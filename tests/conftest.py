@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mmsb.checkpoints.load import DATA_FROM, SOUND_FROM, install_reader
-from mmsb.engine.dry_run.rehearsal import managers
+from mmsb.engine.dry_run.alone import managers
 
 sys.path.insert(0, str(Path(__file__).parent))
 import scenes

@@ -6,10 +6,8 @@ downloaded or loaded, and the random generators are as before afterwards.
 
 import contextlib
 import copy
-import io
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -18,9 +16,8 @@ from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
-from mmengine.registry import LOG_PROCESSORS, METRICS, VISUALIZERS, DefaultScope
+from mmengine.registry import LOG_PROCESSORS, METRICS, VISUALIZERS
 from mmengine.runner import Runner
-from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,15 +25,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from mmsb.checkpoints.load import load_checkpoint, local_path
 from mmsb.configs import build_model, drop_warm_starts
 from mmsb.datasets.check import DataCheck
-from mmsb.datasets.check.dataset import UNUSABLE
-from mmsb.datasets.check.findings import Finding
 from mmsb.datasets.loading import BadImageError, load_sample
 
-from .. import rng
 from ..processes import warn
 from ..resumed_settings import check_resumable
 from ..stops import RunStopped
+from .alone import untouched
 from .blame import explained
+from .heed import Heed
 from .loaders import LOADER_OPTIONS, batch_sizes, no_batches, norm_of_one_value, one_value, quick_to_read
 from .sections import Section, ignored_key, locate
 from .signatures import near
@@ -64,43 +60,14 @@ def dry_run(
     """
     sections = locate(cfg._cfg_dict)
     sections.work_dir = os.path.abspath(cfg.work_dir)
-    with _untouched(), watch() as seen:
+    with untouched(), watch() as seen:
         rehearsal = Rehearsal(sections, seen, cfg, learnt)
         with rehearsal.stage('model'):
             model = build_model(sections)
         check_model(model)
         rehearsal.run(model, loaders)
-    for line in rehearsal.warnings:
+    for line in rehearsal.heed.warnings:
         warn(line)
-
-
-@contextlib.contextmanager
-def _untouched() -> Iterator[None]:
-    """Be alone and print nothing; restore the random generators and mmengine's global objects afterwards."""
-    state = rng.get_state()
-    before = [(manager, dict(manager._instance_dict)) for manager in managers()]
-    for manager, _ in before:
-        if not issubclass(manager, DefaultScope):
-            manager._instance_dict.clear()
-    silence = io.StringIO()
-    is_distributed = torch.distributed.is_initialized
-    torch.distributed.is_initialized = lambda: False  # the other processes wait, and answer nobody
-    try:
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        torch.distributed.is_initialized = is_distributed
-        for manager in managers():
-            manager._instance_dict.clear()
-        for manager, instances in before:
-            manager._instance_dict.update(instances)
-        rng.set_state(state)
-
-
-def managers(kind: type = ManagerMixin) -> list[type]:
-    """List the classes by which mmengine keeps global objects: loggers, message hubs, visualizers, default scopes."""
-    return [kind, *(one for child in kind.__subclasses__() for one in managers(child))]
 
 
 class Rehearsal(Runner):
@@ -128,7 +95,7 @@ class Rehearsal(Runner):
         self.logger = MMLogger.get_instance('mmengine')
         self.message_hub = MessageHub.get_instance('dry_run')
         self._data, self._splits = DataCheck(plain, learnt), {}
-        self.warnings: list[str] = []
+        self.heed = Heed()
 
     @contextlib.contextmanager
     def stage(self, key: str) -> Iterator[None]:
@@ -205,7 +172,7 @@ class Rehearsal(Runner):
             loader, batch = self._loader(f'{split}_dataloader')
         with self.stage(f'{split}_evaluator'):
             if (checked := self._splits.get(f'{split}_dataloader')) is not None:
-                self._heed(self._data.metrics(f'{split}_dataloader', checked))  # metrics crash on what it finds
+                self.heed(self._data.metrics(f'{split}_dataloader', checked))  # metrics crash on what it finds
             evaluator = self._evaluator(f'{split}_evaluator')
         setattr(self, f'_{split}_dataloader', loader)
         setattr(self, f'_{split}_evaluator', evaluator)
@@ -226,13 +193,13 @@ class Rehearsal(Runner):
             own = '.pipeline' not in getattr(getattr(error, 'section', None), '_place', '')
             if self._seen.no_download and own and isinstance(error, (RuntimeError, OSError, AssertionError)):
                 return None, None
-            self._heed(self._data.datasets(key).report.findings)  # may name the file or annotation at fault
+            self.heed(self._data.datasets(key).report.findings)  # may name the file or annotation at fault
             raise
         if shortened:
-            self.warnings.append(f'{key}: its annotations are large: only tools/check_data.py checks them')
+            self.heed.warnings.append(f'{key}: its annotations are large: only tools/check_data.py checks them')
         else:
             self._splits[key] = self._data.datasets(key, loader.dataset)
-            self._heed(self._splits[key].report.findings)
+            self.heed(self._splits[key].report.findings)
         loader.num_workers = 0  # some loops start the workers when they are built
         endless = isinstance(loader.dataset, IterableDataset)
         if not endless and not len(loader.dataset):
@@ -253,15 +220,6 @@ class Rehearsal(Runner):
         if sizes and min(sizes) == 1 < len(samples):
             self._single[key] = loader.collate_fn(samples[:1])
         return loader, loader.collate_fn(samples)
-
-    def _heed(self, found: list[Finding]) -> None:
-        """Raise the first error of a data check, and keep a warning of each kind."""
-        errors = [one for one in found if one.level == 'error' and one.kind != UNUSABLE]
-        if errors:
-            raise Mistake(_first_of(errors))
-        warnings = [one for one in found if one.level == 'warning']
-        for kind in dict.fromkeys(one.kind for one in warnings):
-            self.warnings.append(_first_of([one for one in warnings if one.kind == kind]))
 
     def _again(self, key: str, loader: DataLoader) -> DataLoader:
         """Build a dataloader once more, over the same dataset."""
@@ -330,11 +288,6 @@ class Rehearsal(Runner):
             meant = near(name, names)
             if split == 'val' and name != 'auto' and name not in names and meant:
                 raise ValueError(f'default_hooks.checkpoint.save_best: no metric {name!r}; did you mean {meant!r}?')
-
-
-def _first_of(found: list[Finding]) -> str:
-    text = str(found[0]).partition(': ')[2]
-    return text + (f' (and {len(found) - 1:,} more: tools/check_data.py lists them)' if len(found) > 1 else '')
 
 
 def _start(model: nn.Module) -> None:
