@@ -198,7 +198,7 @@ def test_two_lists_of_one_folder(tmp_path):
 
 
 def test_people_in_numbered_folders_who_are_mostly_of_one_class(tmp_path):
-    lines = [f'{person}/{number}.png {label}' for person in '12' for number, label in enumerate([0, 0, 0, 0, 1, 1])]
+    lines = [f'{person}/{number}.png {label}' for person in '12' for number, label in enumerate([0, 0, 0, 0, 1, 2])]
     for person in '12':
         for number in range(6):
             picture(tmp_path / f'train/{person}/{number}.png')
