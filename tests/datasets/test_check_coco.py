@@ -439,6 +439,13 @@ def test_list_that_is_null(section, run):
     assert ('missing key', 'val.json', '') in run.errors()
 
 
+@pytest.mark.parametrize('side', ['40', 10**400, -40, float('nan')])
+def test_size_of_an_image_whose_masks_are_read(side, run):
+    run.dataset('train')['pipeline'] = MASKS
+    run.files['train']['images'][0]['width'] = side
+    assert run.errors() == {('image of another size', 'train.json', 'image id 1')}
+
+
 def test_crowd_as_text(run):
     run.files['train']['annotations'][0]['iscrowd'] = '0'  # true, for MMDetection
     assert run.errors() == {('malformed entry', 'train.json', 'annotation id 1')}

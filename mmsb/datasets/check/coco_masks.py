@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .coco import item_of
+from .coco import is_finite, item_of
 from .findings import Finding, error, warning
 
 CHUNK = 10_000  # annotations at a time: so many fit into memory as arrays
@@ -103,8 +103,7 @@ def _starts(lengths: list[int]) -> np.ndarray:
 
 def _side(size: tuple | None) -> tuple:
     """Return the width and height of an image; infinite where the file has none, which is reported elsewhere."""
-    sound = size is not None and all(isinstance(side, (int, float)) for side in size)
-    return size if sound else (np.inf, np.inf)
+    return size if size is not None and all(map(is_finite, size)) else (np.inf, np.inf)
 
 
 def _codes(path: str, codes: list[tuple[dict, dict]], sizes: dict) -> Iterator[Finding]:
