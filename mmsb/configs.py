@@ -7,8 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmsb.checkpoints.load import install_reader
-from mmsb.models.weights import is_pretrained
+from mmsb.checkpoints.load import install_reader, load_state_dict
+from mmsb.models.bottleneck import BIAS_PARTS
+from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import one_line
 
 LIBRARIES = {
@@ -79,3 +80,29 @@ def build_model(cfg: Config) -> nn.Module:
     if cfg.get('data_preprocessor'):
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)
+
+
+def load_trained(cfg: Config, checkpoint: str, *, bias: bool = True) -> nn.Module:
+    """Build the network of a config with the weights of a checkpoint, in evaluation mode.
+
+    Args:
+        cfg: the config; its warm starts are ignored.
+        checkpoint: path or URL.
+        bias: whether to build spatial bias; without it, the weights of the bias are left out.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: it belongs to another network.
+        ImportError: the library of the config is missing.
+    """
+    check_library(cfg)
+    state = load_state_dict(checkpoint)
+    cfg = copy.deepcopy(cfg)
+    drop_warm_starts(cfg.model)
+    if not bias:
+        cfg.model.backbone.spatial_bias = None
+        state = {key: value for key, value in state.items() if not set(key.split('.')) & set(BIAS_PARTS)}
+    model = build_model(cfg)
+    check_fit(checkpoint, model.state_dict(), state)
+    model.load_state_dict(state)
+    return model.eval()

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from mmsb.exported import OnnxFile, ProgramFile, kind_of, require_packages, to_scores
 from mmsb.files import write_whole
+from mmsb.models.any_network import channels_of
 from mmsb.models.deploy import switch_to_deploy
 from mmsb.options import choose, one_line
 from mmsb.version import __version__
@@ -40,6 +41,7 @@ class Exportable(nn.Module):
 
     Attributes:
         kind: 'classifier', 'segmenter', 'detector' or 'backbone'.
+        channels: C of the images.
 
     Args:
         model: a network of MMPretrain, MMDetection or MMSegmentation, deployed.
@@ -59,6 +61,7 @@ class Exportable(nn.Module):
         if output == 'scores' and self.kind not in ('classifier', 'segmenter'):
             raise ValueError(f'output=scores is for classifiers and segmenters, and this exports a {self.kind}')
         self.raw = choose('input', input, INPUTS) == 'raw'
+        self.channels = channels_of(model)
         preprocessor = getattr(model, 'data_preprocessor', None)
         self.normalises = bool(getattr(preprocessor, '_enable_normalize', False))
         if self.normalises:
@@ -66,7 +69,7 @@ class Exportable(nn.Module):
                 self.register_buffer(name, getattr(preprocessor, name).detach().clone().float().view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map images, (B, 3, H, W), to named tensors."""
+        """Map images, (B, C, H, W), to named tensors."""
         if self.raw and self.normalises:
             images = (images - self.mean) / self.std
         if self.kind == 'backbone':
@@ -91,10 +94,18 @@ class Exportable(nn.Module):
             mmsb_version=__version__,
             kind=self.kind,
             input='raw: pixels from 0 to 255' if self.raw else 'normalised: (pixels - mean) / std',
-            channels='RGB' if converts else "as the config's dataset loads them: BGR, if by OpenCV",
+            channels=self._channels(converts),
             **{name: json.dumps(value) for name, value in values.items()},
             output=self.output if self.kind in ('classifier', 'segmenter') else 'tensors before any post-processing',
         )
+
+    def _channels(self, converts: bool) -> str:
+        if self.channels == 1:
+            return 'grey'
+        loaded = "as the config's dataset loads them"
+        if self.channels != 3:
+            return f'{self.channels}, {loaded}'
+        return 'RGB' if converts else f'{loaded}: BGR, if by OpenCV'
 
 
 def _named(**outputs) -> dict[str, Tensor]:
@@ -135,9 +146,10 @@ def export(
     traced, checked = (TRACED, CHECKED) if size is None else ((2, *size), ((2, *size), (1, *size)))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        part.channels = _channels_taken(part, checked[0])
         for shape in checked[:2]:  # before the minutes that an export takes
             _accepts(part, shape, fixed=size is not None)
-        program, names = _trace(part, random_images(traced), free_size=size is None)
+        program, names = _trace(part, random_images(part.channels, traced), free_size=size is None)
         save = _save_onnx if out.suffix == '.onnx' else _save_program
 
         def write(unfinished: Path) -> None:
@@ -164,15 +176,31 @@ def check_target(out: Path) -> None:
         require_packages(PACKAGES)
 
 
-def random_images(shape: tuple[int, int, int]) -> Tensor:
+def random_images(channels: int, shape: tuple[int, int, int]) -> Tensor:
     """Make random images of (batch, height, width)."""
     batch, *size = shape
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _channels_taken(part: Exportable, shape: tuple[int, int, int]) -> int:
+    """Try how many channels a network takes: three, those of its first convolution, or those that it normalises.
+
+    One that rearranges images before its first convolution, as YOLOX does, takes fewer than that. Where none will do,
+    it is not the channels.
+    """
+    candidates = (3, part.channels, *([len(part.mean)] if part.normalises else []))
+    for channels in dict.fromkeys(candidates):
+        try:
+            part(random_images(channels, shape))
+        except Exception:  # whatever a network says; `_accepts` repeats it
+            continue
+        return channels
+    return part.channels
 
 
 def _accepts(part: Exportable, shape: tuple[int, int, int], fixed: bool) -> None:
     try:
-        outputs = part(random_images(shape))
+        outputs = part(random_images(part.channels, shape))
     except Exception as error:  # whatever a network says about a size
         said = 'this network cannot be exported with free height and width (--size HEIGHTxWIDTH fixes them)'
         said = 'this network cannot be exported' if fixed else said
@@ -251,7 +279,7 @@ def _difference(part: Exportable, run: Callable, shape: tuple[int, int, int]) ->
         RuntimeError: the file fails, or differs by more than TOLERANCE.
     """
     try:
-        ours, theirs = part(random_images(shape)), run(random_images(shape))
+        ours, theirs = part(random_images(part.channels, shape)), run(random_images(part.channels, shape))
     except Exception as error:  # any of the runtime's own
         raise RuntimeError(f'the exported network fails at {shape}: {one_line(error)[:_REASON_LENGTH]}') from error
     largest = 0.0

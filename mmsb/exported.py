@@ -37,9 +37,32 @@ def kind_of(model: nn.Module) -> str:
     raise ValueError(f'{type(model).__name__} is no classifier, semantic segmenter or detector: only its --backbone')
 
 
+def number_of_classes(model: nn.Module) -> int | None:
+    """Find the number of labels that a network tells apart; None where no head of it says so.
+
+    A segmenter with one output, whose sigmoid is compared with a threshold, tells two, whatever its `num_classes`.
+    """
+    heads = (
+        getattr(model, 'decode_head', None),
+        getattr(getattr(model, 'roi_head', None), 'bbox_head', None),
+        getattr(model, 'bbox_head', None),
+        getattr(model, 'head', None),
+    )
+    for head in heads:
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        if hasattr(head, 'num_classes'):
+            return 2 if getattr(head, 'out_channels', None) == 1 else int(head.num_classes)
+    return None
+
+
+def is_multi_label(model: nn.Module) -> bool:
+    """Tell whether a classifier predicts any number of classes for an image."""
+    return any('MultiLabel' in kind.__name__ for kind in type(getattr(model, 'head', None)).__mro__)
+
+
 def _excludes(model: nn.Module, logits: Tensor) -> bool:
     """Return whether one class excludes the others, so that scores are a softmax over them."""
-    return logits.shape[1] > 1 and 'MultiLabel' not in type(getattr(model, 'head', None)).__name__
+    return logits.shape[1] > 1 and not is_multi_label(model)
 
 
 def to_scores(model: nn.Module, logits: Tensor) -> Tensor:

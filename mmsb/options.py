@@ -6,6 +6,10 @@ import inspect
 from collections.abc import Callable, Iterable
 
 
+class UnknownOptionError(ValueError, TypeError):
+    """An option that does not exist: a wrong value in a config, and for Python and timm a wrong call."""
+
+
 def choose(name: str, value, valid: Iterable):
     """Return `value` if it is one of `valid`.
 
@@ -22,14 +26,14 @@ def check_keys(owner: str, keys: Iterable[str], valid: Iterable[str]) -> None:
     """Check that all `keys` are valid.
 
     Raises:
-        ValueError: a key is unknown; the message suggests the closest valid one and lists them all.
+        UnknownOptionError: a key is unknown; the message suggests the closest valid one and lists them all.
     """
     valid = list(valid)
     for key in keys:
         if key not in valid:
             near = difflib.get_close_matches(str(key), valid, n=1)
             hint = f' (did you mean {near[0]!r}?)' if near else ''
-            raise ValueError(f'{owner} has no option {key!r}{hint}; valid: {", ".join(valid)}')
+            raise UnknownOptionError(f'{owner} has no option {key!r}{hint}; valid: {", ".join(valid)}')
 
 
 def known_options(init: Callable) -> Callable:

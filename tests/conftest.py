@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from mmsb.checkpoints.load import DATA_FROM, SOUND_FROM, install_reader
-from mmsb.datasets import digits
-from mmsb.engine.dry_run.rehearsal import managers
+from mmsb.engine.dry_run.alone import managers
 
 sys.path.insert(0, str(Path(__file__).parent))
+import scenes
 import warm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def pytest_runtest_setup(item) -> None:
 def demo_data(tmp_path_factory) -> Path:
     """Folder that has data/demo."""
     folder = tmp_path_factory.mktemp('demo')
-    digits.write(folder / 'data/demo')
+    scenes.write(folder)
     return folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scenes import FOUR_SCENES
 
 CONFIG = """
 _base_ = '{digits}'
@@ -204,6 +205,14 @@ def test_testing_with_two_processes_gives_the_same_accuracy(work_dirs, folder, e
     assert figures[0] == figures[1]
 
 
+def test_both_processes_draw_their_images(work_dirs, folder, environment, run_tool):
+    options = ('--cfg-options', f'work_dir={folder}/drawing', 'test_dataloader.dataset.indices=5')
+    done = run_tool('dist_test.sh', 'config.py', work_dirs[1] / 'epoch_2.pth', 2, '--show-dir', folder / 'drawn',
+                    *options, cwd=folder, **environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((folder / 'drawn').rglob('*.png'))) == 5
+
+
 def test_a_mistake_is_said_once_and_both_processes_stop(folder, environment, run_tool):
     done = run_tool(
         'dist_train.sh', 'config.py', 2, '--cfg-options', 'model.backbone.depth=12', cwd=folder, **environment
@@ -263,7 +272,7 @@ custom_hooks = [dict(type='RankWeights')]
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(indices=16))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=8))
 train_cfg = dict({schedule})
-""")
+{FOUR_SCENES if 'rcnn' in name else ''}""")
     options = ('--work-dir', tmp_path / 'run')
     path = f'{ROOT}:{tmp_path}'
     done = run_tool(

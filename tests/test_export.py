@@ -154,6 +154,57 @@ class Dense(nn.Module):
         return [x.relu() for x in features], [x.sum(1) for x in features]
 
 
+CHANNELS = {  # config, channels, mean of each, input, options, format
+    'grey classifier': (DIGITS, 1, [60.0], 'raw', {}, '.onnx'),
+    'six channels': (DIGITS, 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 'normalised', {}, '.pt2'),
+    'grey segmenter': (CUE, 1, [60.0], 'raw', {}, '.pt2'),
+    'backbone of a detector': (SCENES, 4, None, 'normalised', dict(backbone=True), '.pt2'),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('case', CHANNELS)
+def test_any_number_of_channels(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'CHECKED', ((2, 66, 64), (3, 41, 97)))  # as above
+    config, channels, mean, input, options, suffix = CHANNELS[case]
+    std = None if mean is None else [90.0] * channels
+    cfg = read_config(str(config))
+    cfg.model.backbone.update(in_channels=channels)
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    preprocessor.update(mean=mean, std=std)
+    for key in ('bgr_to_rgb', 'to_rgb'):
+        preprocessor.pop(key, None)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    path = tmp_path / f'some{suffix}'
+    images = pixels(2, channels, 40, 56)
+    mean, std = (torch.tensor(value or [fallback]).view(-1, 1, 1) for value, fallback in ((mean, 0.0), (std, 1.0)))
+    normalised = (images - mean) / std
+    if options:
+        wanted = model.backbone(normalised)[0]
+    elif config == CUE:
+        wanted = model.encode_decode(normalised, [dict(img_shape=(40, 56))])
+    else:
+        wanted = model.head(model.extract_feat(normalised))
+    export(model, path, input=input, **options)
+    run = OnnxFile(path) if suffix == '.onnx' else ProgramFile(path)
+    found = next(iter(run(images if input == 'raw' else normalised).values()))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    if suffix == '.onnx':
+        assert run.metadata['channels'] == 'grey'
+
+
+def test_channels_of_a_network_that_rearranges_its_images_first():
+    """YOLOX makes 12 channels of 3 before its first convolution."""
+    from mmdet.models.backbones import CSPDarknet
+
+    model = nn.Module()
+    model.backbone = CSPDarknet(widen_factor=0.125)
+    part = Exportable(model.eval(), backbone=True)
+    assert part.channels == 12
+    assert module._channels_taken(part, (1, 64, 64)) == 3
+
+
 def test_exporting_the_backbone_alone():
     part = Exportable(switch_to_deploy(network(DIGITS)), backbone=True)
     names = list(part(pixels(1, 3, 32, 32)))

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r'^```(?:python|\{code-block\} python)\n(_base_ = .*?)^```', re.DOTALL | re.MULTILINE)
@@ -27,6 +28,8 @@ SMALL_OF = {
         'train_dataloader.dataset.pipeline.2.scale=(128,128)',
         'val_dataloader.dataset.pipeline.1.scale=(128,128)',
         'test_dataloader.dataset.pipeline.1.scale=(128,128)',
+        *scenes.options('val', 4),
+        *scenes.options('test', 4),
     ],
     'segmenter': [
         'train_cfg.max_iters=2',

@@ -10,13 +10,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from mmengine.config import Config
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
 
-from mmsb.checkpoints.load import load_state_dict, require_file
-from mmsb.configs import build_model, check_library, drop_warm_starts
+# isort: split
+from mmsb.checkpoints.load import require_file
+from mmsb.configs import load_trained
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.export import INPUTS, OUTPUTS, check_target, export
-from mmsb.models.weights import check_fit
 
 
 def size(text: str) -> tuple[int, int]:
@@ -51,16 +51,8 @@ def main() -> None:
     require_file(args.checkpoint)
     check_target(Path(args.out))
 
-    def apply_flags(cfg: Config) -> None:
-        drop_warm_starts(cfg.model)
-
-    cfg = load_config(args, apply_flags)
-    check_library(cfg)
-    model = build_model(cfg)
-    state = load_state_dict(args.checkpoint)
-    check_fit(args.checkpoint, model.state_dict(), state)
-    model.load_state_dict(state)
-    model.eval()
+    cfg = load_config(args, lambda cfg: None)
+    model = load_trained(cfg, args.checkpoint)
     options = dict(backbone=args.backbone, input=args.input, output=args.output)
     export(model, args.out, size=args.size, show=lambda line: print(f'{args.out}: {line}', flush=True), **options)
 

@@ -1,13 +1,19 @@
 """Test a trained network from its config.
 
-python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_200.pth
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.onnx
 """
 
 import copy
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest.mock import patch
 
-from mmengine.config import Config, ConfigDict
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
+import numpy as np
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -15,18 +21,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsb.checkpoints.load import require_file
 from mmsb.configs import drop_warm_starts
+from mmsb.datasets.test_pipeline import ImagePipeline, to_8_bit
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import use_safe_runner
 from mmsb.engine.tta import use_tta
 from mmsb.exported import OnnxFile, run_in_onnxruntime
+from mmsb.infer.drawn import VISUALIZERS, Names, build_visualizer, draw, suffix_of, write_picture
 from mmsb.models.deploy import switch_to_deploy
 
-PAINTERS = {  # per library: its visualizer and its hook
-    'mmpretrain': ('UniversalVisualizer', dict(type='VisualizationHook', enable=True, interval=1)),
-    'mmdet': ('DetLocalVisualizer', dict(type='DetVisualizationHook', draw=True)),
-    'mmseg': ('SegLocalVisualizer', dict(type='SegVisualizationHook', draw=True, interval=1)),
-}
-FOLDER_OPTION = {'mmpretrain': 'out_dir', 'mmdet': 'test_out_dir'}  # of the hook; mmseg's visualizer sets the folder
+_OF_HOOKS = (  # options of the libraries' visualization hooks that are not of the drawing
+    'type', 'priority', 'enable', 'draw', 'interval', 'show', 'wait_time', 'out_dir', 'test_out_dir', 'backend_args',
+)  # fmt: skip
 
 
 def parse_args():
@@ -57,17 +62,54 @@ class DeployHook(Hook):
         runner.logger.info(f'deployed: {norms} batch norms are folded')
 
 
-def draw_predictions(cfg: Config, folder: Path) -> None:
-    """Configure the library's own visualization hook to draw every prediction."""
-    library = cfg.get('default_scope')
-    if library not in PAINTERS:
-        raise ValueError(f'--show-dir supports {", ".join(PAINTERS)}, but default_scope of the config is {library!r}')
-    visualizer, hook = PAINTERS[library]
-    cfg.visualizer = {'type': visualizer, 'name': 'visualizer', **cfg.get('visualizer', {}), 'save_dir': str(folder)}
-    cfg.visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    where = {FOLDER_OPTION[library]: str(folder)} if library in FOLDER_OPTION else {}
-    hooks.visualization = {**(hooks.get('visualization') or {}), **hook, **where}
+class DrawHook(Hook):
+    """Draws every prediction beside its truth, each in a file of its own; the libraries' hooks name files alike.
+
+    Args:
+        cfg: the complete config. The options of its visualization hook are those of the drawing; the hook is dropped.
+        folder: where to.
+    """
+
+    def __init__(self, cfg: Config, folder: Path):
+        library = cfg.get('default_scope')
+        if library not in VISUALIZERS:
+            valid = ', '.join(VISUALIZERS)
+            raise ValueError(f'--show-dir supports {valid}, but default_scope of the config is {library!r}')
+        given = (cfg.get('default_hooks') or {}).pop('visualization', None) or {}
+        self._options = {key: value for key, value in given.items() if key not in _OF_HOOKS}
+        if library == 'mmdet':
+            self._options['pred_score_thr'] = self._options.pop('score_thr', 0.3)
+        self._cfg, self._folder = cfg, folder
+        self._pipeline = ImagePipeline(cfg, local=False)
+
+    def before_test(self, runner: Runner) -> None:
+        self._dataset = runner.test_loop.dataloader.dataset
+        with _as_first_process():
+            self._visualizer = build_visualizer(self._cfg, self._dataset.metainfo)
+        infos = map(self._dataset.get_data_info, range(len(self._dataset)))
+        paths = dict.fromkeys(info['img_path'] for info in infos if isinstance(info.get('img_path'), str))
+        names = Names(paths)
+        self._names = {path: names.choose(path) for path in paths}  # the same in every process
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list) -> None:
+        for sample in outputs:
+            name, image = self._read(sample.get('img_path'), sample.get('sample_idx'))
+            with _as_first_process():
+                drawn = draw(self._visualizer, image, sample, **self._options)
+            write_picture(self._folder / name, drawn)
+
+    def _read(self, path: str | None, index: int | None) -> tuple[str, np.ndarray]:
+        """Return the name of a sample's picture and its image, [H, W, 3], 8-bit BGR."""
+        if path in self._names:
+            return self._names[path] + suffix_of(path), self._pipeline.shown(self._pipeline.load(path, whole=False))
+        if path is None and index is not None:  # of a dataset of arrays, which are RGB
+            return f'{index:06d}.png', to_8_bit(np.asarray(self._dataset.get_data_info(index)['img']))[..., ::-1]
+        raise ValueError("--show-dir needs the files of the images: add 'img_path' to meta_keys of the pipeline")
+
+
+def _as_first_process() -> AbstractContextManager:
+    """Let a visualizer draw in this process too: each has other images, and a visualizer only works in the first."""
+    return patch('mmengine.dist.utils.is_main_process', return_value=True)
 
 
 def main() -> None:
@@ -85,15 +127,16 @@ def main() -> None:
     def apply_flags(cfg: Config) -> None:
         cfg.load_from = None if exported else args.checkpoint
         cfg.resume = False
-        if args.show_dir:
-            draw_predictions(cfg, Path(args.show_dir).absolute())
         if args.out:
             evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
             cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
 
     cfg = load_config(args, apply_flags)
     if args.tta and args.show_dir and cfg.default_scope == 'mmpretrain':
-        raise ValueError('--show-dir: MMPretrain draws on the image that the network has read, and --tta reads several')
+        raise ValueError('--show-dir: MMPretrain draws the label, and --tta merges scores but no labels')
+    hooks: list[Hook] = [DeployHook()] if args.deploy else []
+    if args.show_dir:
+        hooks.append(DrawHook(cfg, Path(args.show_dir)))
     if 'runner_type' not in cfg:
         use_safe_runner(cfg)
     drop_warm_starts(cfg.model)
@@ -103,8 +146,8 @@ def main() -> None:
     runner = build_runner(cfg)
     if exported:
         run_in_onnxruntime(runner.model.module if args.tta else runner.model, args.checkpoint)
-    if args.deploy:
-        runner.register_hook(DeployHook())
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.test()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsb.analysis.trained import Picture, backbone_of, kind_or_network
+from mmsb.exported import number_of_classes
 from mmsb.options import choose
 
 METHODS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'LayerCAM', 'HiResCAM', 'EigenCAM')
@@ -62,8 +63,7 @@ def choose_class(model: nn.Module, name: str | None, classes: Sequence[str]) -> 
     kind = kind_or_network(model)
     if kind not in ('classifier', 'segmenter'):
         raise ValueError(f'a class is for classifiers and segmenters, and this is a {kind}: EigenCAM needs none')
-    head = model.head if kind == 'classifier' else model.decode_head
-    count = head.num_classes
+    count = number_of_classes(model) or len(classes)
     if name in classes:
         return list(classes).index(name)
     if name.isdecimal() and int(name) < count:

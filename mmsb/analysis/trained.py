@@ -1,6 +1,5 @@
 """Trained networks on pictures: the network of a checkpoint, a picture as the network sees it, and its answer."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmengine.registry import init_default_scope
+from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from mmsb.checkpoints.load import load_state_dict
-from mmsb.configs import build_model, check_library, drop_warm_starts
-from mmsb.datasets.test_set import dataset_with_pipeline, from_bgr, loads_image, takes_rgb
+from mmsb.datasets.test_pipeline import ImagePipeline, to_8_bit
 from mmsb.exported import kind_of, to_scores
-from mmsb.models.bottleneck import BIAS_PARTS
-from mmsb.models.weights import check_fit
+from mmsb.models.any_network import channels_of
 from mmsb.options import one_line
 
 MIN_SCORE = 0.3  # of a box that is shown
@@ -56,32 +51,6 @@ class Answer:
     boxes: list[list[float]] = field(default_factory=list)
 
 
-def load_trained(cfg: Config, checkpoint: str, *, bias: bool = True) -> nn.Module:
-    """Build the network of a config with the weights of a checkpoint, in evaluation mode.
-
-    Args:
-        cfg: the config; its warm starts are ignored.
-        checkpoint: path or URL.
-        bias: whether to build spatial bias; without it, the weights of the bias are left out.
-
-    Raises:
-        FileNotFoundError: the checkpoint does not exist.
-        ValueError: it belongs to another network.
-        ImportError: the library of the config is missing.
-    """
-    check_library(cfg)
-    state = load_state_dict(checkpoint)
-    cfg = copy.deepcopy(cfg)
-    drop_warm_starts(cfg.model)
-    if not bias:
-        cfg.model.backbone.spatial_bias = None
-        state = {key: value for key, value in state.items() if not set(key.split('.')) & set(BIAS_PARTS)}
-    model = build_model(cfg)
-    check_fit(checkpoint, model.state_dict(), state)
-    model.load_state_dict(state)
-    return model.eval()
-
-
 def backbone_of(model: nn.Module) -> nn.Module:
     """Return the backbone of a model.
 
@@ -107,37 +76,23 @@ def read_picture(cfg: Config, model: nn.Module, path: str | Path) -> Picture:
     Raises:
         ValueError: the file is missing or no sound image, or the config has no test pipeline that takes it.
     """
-    steps = _pipeline_of(cfg)
-    load = Compose([dict(type='mmsb.LoadImage')])
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    results = load(dict(img_path=str(path), img_id=0, sample_idx=0, seg_fields=[]))
-    results['img'] = from_bgr(steps)(results['img'])
-    after = [step for step in steps if not loads_image(step) and 'Annotation' not in str(step['type'])]
+    pipeline = ImagePipeline(cfg, channels=channels_of(model))
+    packed = pipeline.prepare(pipeline.load(path))
     try:
-        packed = Compose(after)(results)
-        batch = dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']])
-        batch = model.data_preprocessor(batch, training=False)
-    except Exception as error:  # from any transform
-        reason = one_line(error)
-        raise ValueError(f'image {str(path)!r} does not pass the test pipeline of the config: {reason}') from error
-    pixels = _pixels(model.data_preprocessor, batch['inputs'][0], rgb=takes_rgb(steps))
+        batch = model.data_preprocessor(pseudo_collate([packed]), training=False)
+    except Exception as error:  # of any preprocessor
+        raise ValueError(f'image {str(path)!r} does not pass the data preprocessor: {one_line(error)}') from error
+    pixels = _pixels(model.data_preprocessor, batch['inputs'][0], rgb=pipeline.rgb)
     return Picture(str(path), pixels, batch['inputs'], batch['data_samples'])
 
 
-def _pipeline_of(cfg: Config) -> list:
-    dataset = dataset_with_pipeline(cfg)
-    if not dataset.get('pipeline'):
-        raise ValueError(f'config {cfg.filename!r} has no test_dataloader.dataset.pipeline to read an image with')
-    return list(dataset['pipeline'])
-
-
 def _pixels(preprocessor: nn.Module, image: Tensor, rgb: bool) -> np.ndarray:
-    """Undo the normalisation of an image (C, H, W), loaded as RGB or BGR."""
+    """Undo the normalisation of an image (C, H, W), loaded as RGB or BGR, for a look at it: (H, W, 3)."""
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std.view(-1, 1, 1) + preprocessor.mean.view(-1, 1, 1)
-    swapped = any(getattr(preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
-    image = image if rgb != swapped else image.flip(0)
-    return image.round().clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
+    swapped = len(image) == 3 and any(getattr(preprocessor, key, False) for key in ('to_rgb', '_channel_conversion'))
+    pixels = to_8_bit(image.permute(1, 2, 0).numpy())
+    return pixels if rgb != swapped else np.ascontiguousarray(pixels[..., ::-1])
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def model_card(path: str, content: Mapping, *, checkpoint: str, backbone: bool) 
     """
     meta = content['meta'] if isinstance(content.get('meta'), Mapping) else {}
     state = load_state_dict(path)
-    config = _config_of(meta)
+    config = config_of(meta)
     name, stamp = _experiment(meta)
     counted = sum(value.numel() for key, value in state.items() if not key.endswith(_BUFFERS))
     size = os.path.getsize(path)
@@ -81,7 +81,7 @@ def _use(path: str, backbone: bool) -> list[str]:
     return ['```bash', f'python tools/test.py CONFIG {name}', '```']
 
 
-def _config_of(meta: Mapping) -> dict[str, str]:
+def config_of(meta: Mapping) -> dict[str, str]:
     """Return the text of each top-level assignment of the config in a checkpoint."""
     text = meta.get('cfg') or meta.get('config')
     try:

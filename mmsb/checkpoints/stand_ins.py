@@ -1,4 +1,4 @@
-"""Stand-ins for the classes and functions that MMEngine's checkpoints use, for `torch.load(weights_only=True)`.
+"""Stand-ins for the classes and functions in MMEngine's and timm's checkpoints, for `torch.load(weights_only=True)`.
 
 That reader calls a function named in a file only if it is on a list: torch's own functions, and these stand-ins, which
 check their arguments and build plain data. The real functions would give the file control: NumPy turns numbers into
@@ -77,6 +77,14 @@ class _History(StandIn):
         self.value = HistoryBuffer(logs.value, counts.value, state['max_length'])
 
 
+class _Namespace(StandIn):
+    """The arguments that timm's train.py saves; they become a dict."""
+
+    def __setstate__(self, state) -> None:
+        require(type(state) is dict, 'a forged Namespace')
+        self.value = replace(state)
+
+
 def _empty_array(cls, shape, code) -> _Array:
     require(cls is _Array, 'an array of another class')
     return _Array()
@@ -112,6 +120,7 @@ def _method(owner, name):
 NAMES = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
     'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': _scheduler,
+    'argparse.Namespace': _Namespace,
     'builtins.getattr': _method,
     'builtins.bytes': _no_bytes,
     'numpy.ndarray': _Array,

@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import Literal
 
 import mmcv
@@ -25,7 +26,7 @@ from mmsb.registry import TRANSFORMS
 MAX_PIXELS = 178_956_970  # Pillow's limit for a decompression bomb: half a gigabyte
 _SLOTS = 2**16
 _TAIL_BYTES = 64  # some cameras append data to a file
-_ENDS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82', 'GIF': b';'}
+_ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG': b'IEND\xaeB`\x82', b'GIF8': b';'}  # by how a file starts
 
 
 class BadImageError(ValueError):
@@ -99,7 +100,10 @@ class LoadImage(LoadImageFromFile):
             content = fileio.get(path, backend_args=self.backend_args)
         except Exception as error:  # from any storage backend
             raise BadImageError(f'image {path!r} cannot be read: {one_line(error)}') from error
-        flaw = _flaw(content, self.max_pixels)
+        if self.imdecode_backend == 'tifffile':  # it reads more than Pillow knows, such as six channels
+            flaw = None if content else 'is empty (0 bytes)'
+        else:
+            flaw = _flaw(content, self.max_pixels)
         if flaw:
             raise BadImageError(f'image {path!r} {flaw}')
         try:
@@ -109,7 +113,8 @@ class LoadImage(LoadImageFromFile):
         except Exception as error:  # decoders raise exceptions of any type
             raise BadImageError(f'image {path!r} cannot be decoded: {one_line(error)}') from error
         if image.dtype != np.uint8 and self.color_type != 'unchanged':
-            raise BadImageError(f'image {path!r} must have 8-bit pixels, got {image.dtype}')
+            said = f"must have 8-bit pixels, got {image.dtype}: color_type='unchanged' takes them"
+            raise BadImageError(f'image {path!r} {said}')
         return image
 
     def __repr__(self) -> str:
@@ -129,7 +134,7 @@ def load_sample(dataset, index: int):
         text, files = one_line(error), _files(dataset, index)
         if any(path in text for _, path in files):
             raise
-        flaws = [f'{key} {path!r} {flaw}' for key, path in files if (flaw := _flaw_of(path))]
+        flaws = [f'{key} {path!r} {flaw}' for key, path in files if (flaw := flaw_of(path))]
         named = ', '.join(f'{key} {path!r}' for key, path in files)
         if flaws:
             raise BadImageError(f'sample {index}: {flaws[0]}') from error
@@ -151,8 +156,17 @@ def _files(dataset, index: int) -> list[tuple[str, str]]:
     ]
 
 
-def _flaw_of(path: str) -> str | None:
+def flaw_of(path: str) -> str | None:
     """Describe why a local file is not a sound image; None if it may be one, or is stored elsewhere."""
+    return _judge(path, lambda content: _flaw(content, MAX_PIXELS))
+
+
+def missing_pixels(path: str) -> str | None:
+    """Describe why pixels of a local image are lost, which decoders fill with grey; None if none seem to be."""
+    return _judge(path, _lost)
+
+
+def _judge(path: str, judge: Callable[[bytes], str | None]) -> str | None:
     if '://' in path:
         return None
     try:
@@ -160,7 +174,7 @@ def _flaw_of(path: str) -> str | None:
             content = file.read()
     except OSError as error:
         return f'cannot be read: {error.strerror}'
-    return _flaw(content, MAX_PIXELS)
+    return judge(content)
 
 
 def _flaw(content: bytes, max_pixels: int) -> str | None:
@@ -171,7 +185,7 @@ def _flaw(content: bytes, max_pixels: int) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             with Image.open(io.BytesIO(content)) as image:  # reads only the header
-                kind, mode, (width, height) = image.format, image.mode, image.size
+                mode, (width, height) = image.mode, image.size
     except Image.DecompressionBombError as error:
         return f'has too many pixels: {one_line(error)}'
     except UnidentifiedImageError:
@@ -182,16 +196,19 @@ def _flaw(content: bytes, max_pixels: int) -> str | None:
         return f'has {width} x {height} px, more than max_pixels={max_pixels:,}'
     if mode.startswith('F'):
         return 'has floating-point pixels: save it with 8 or 16 bits'
-    if _ends_well(kind, content):
+    return _lost(content)
+
+
+def _lost(content: bytes) -> str | None:
+    """Describe why pixels of an image file are lost; None if none seem to be."""
+    if _ends_well(content):
         return None
     found = damage(content)  # decodes the whole file
     return found[0] if found and found[1] else None
 
 
-def _ends_well(kind: str, content: bytes) -> bool:
+def _ends_well(content: bytes) -> bool:
     """Check cheaply that a file is not truncated; False does not prove that it is."""
-    if kind in _ENDS:
-        return _ENDS[kind] in content[-_TAIL_BYTES:]
-    if kind == 'WEBP':
+    if content.startswith(b'RIFF'):  # WebP
         return int.from_bytes(content[4:8], 'little') + 8 <= len(content)
-    return False
+    return any(content.startswith(start) and end in content[-_TAIL_BYTES:] for start, end in _ENDS.items())

@@ -1,9 +1,7 @@
-"""What a config says of its test set: its pipeline, how that gets its images, the names and colours of its classes."""
+"""What a config says of its test set: where its pipeline is, the names and colours of its classes."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 
-import cv2
-import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
@@ -18,25 +16,8 @@ def dataset_with_pipeline(cfg: Config) -> Mapping:
 
 def loads_image(step: Mapping) -> bool:
     """Tell whether a step of a pipeline reads an image file."""
-    return 'LoadImage' in str(step.get('type'))
-
-
-def takes_rgb(pipeline: Sequence[Mapping]) -> bool:
-    """Tell whether the steps of a pipeline get RGB: none loads a file, as for a dataset of arrays such as CIFAR."""
-    return not any(map(loads_image, pipeline))
-
-
-def from_bgr(pipeline: Sequence[Mapping]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what turns an image, [H, W, 3], 8-bit BGR, into what the steps of a pipeline get after loading.
-
-    That is RGB where `takes_rgb` says so. And it has one channel, [H, W], where the image is loaded in grey.
-    """
-    if takes_rgb(pipeline):
-        return lambda image: np.ascontiguousarray(image[..., ::-1])
-    loader = next(filter(loads_image, pipeline))
-    if str(loader.get('color_type', 'color')).startswith('grayscale'):
-        return lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    return lambda image: image
+    name = str(step.get('type'))
+    return 'Load' in name and 'Image' in name
 
 
 def dataset_meta(cfg: Config, checkpoint: object = None) -> list[dict]:

@@ -20,6 +20,7 @@ from . import rng
 
 _SAMPLES, _SAMPLER = 0, 1  # first number of a key: what it seeds
 _WORKER_GRACE_S = 20
+NO_BATCH = 'train_dataloader yields no batch: its dataset is empty or smaller than one batch'
 
 
 class Batch(list):
@@ -202,7 +203,7 @@ class EndlessBatches:
                 continue
             self.batch += 1
             return data
-        raise ValueError('train_dataloader yields no batch: its dataset is empty or smaller than one batch')
+        raise ValueError(NO_BATCH)
 
 
 def set_epoch(loader: DataLoader, epoch: int) -> None:

@@ -10,38 +10,33 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import mmengine.logging
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmsb.checkpoints.load import install_reader, load_state_dict, local_path, require_file
+from mmsb.checkpoints.load import install_reader, load_checkpoint, load_state_dict, local_path, require_file
 from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
+from mmsb.datasets.test_set import class_names
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.options import check_keys, one_line
 
 from . import fast, log_to
+from .cfg_options import KeyValues, apply_options
 from .dry_run import check_config, dry_run, known_keys
-from .processes import first_process_decides, is_restart, rank_in_environment, start_processes
+from .processes import first_process_decides, is_restart, rank_in_environment, start_processes, warn, world_size
 from .safety import RUNNER, add_hook, is_stock, output_folders
 from .stops import EXIT_PREEMPTED, RunStopped
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-class _KeyValues(DictAction):
-    def __call__(self, parser, namespace, values, option_string=None):
-        wrong = [value for value in values if '=' not in value]
-        if wrong:
-            parser.error(f'{option_string} needs KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, option_string)
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -51,7 +46,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_KeyValues,
+        action=KeyValues,
         default={},
         metavar='KEY=VALUE',
         help='override any key of the config, e.g. model.backbone.depth=101; takes precedence over the flags',
@@ -97,7 +92,7 @@ def load_config(
         raise ValueError(f'config {args.config!r} is not a config: it must end in .py, .json, .yaml or .yml')
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
-    if args.work_dir:
+    if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     apply_flags(cfg)
     if args.trust_checkpoint:
@@ -105,13 +100,16 @@ def load_config(
     if args.tensorboard:
         log_to.add(cfg, 'tensorboard')
     check_keys('config', (key.split('.')[0] for key in args.cfg_options), sorted({*cfg, *known_keys()}))
-    cfg.merge_from_dict(args.cfg_options)
+    apply_options(cfg, args.cfg_options)
     check_config(cfg)
     _add_defaults(cfg)
     complete(cfg)
-    cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
-    if not cfg.get('work_dir'):
+    apply_options(cfg, {key: value for key, value in args.cfg_options.items() if key != 'train_cfg.by_epoch'})
+    if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if not cfg.work_dir.strip():
+        raise ValueError('work_dir is empty: name a folder, or leave it out for work_dirs/<name of the config>')
+    cfg.work_dir = os.path.expanduser(cfg.work_dir)
     install_reader(trust=bool(cfg.get('trust_checkpoint')), own=output_folders(cfg), everywhere=True)
     if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
         raise FileExistsError(f'work_dir {cfg.work_dir!r} is a file, and must be a folder')
@@ -170,13 +168,46 @@ def check_before_run(cfg: Config, loaders: tuple[str, ...]) -> None:
             _check_start(model, start, whole)
         if not (start and whole):
             for part in model.modules():
-                if getattr(part, 'pretrained_cfg', None) is not None:
-                    check_pretrained(part, part.pretrained_cfg)
+                if getattr(part, 'warm_start', None) is not None:
+                    check_pretrained(part, part.warm_start)
 
     if start and whole:
         cfg = copy.deepcopy(cfg)
         drop_warm_starts(cfg.model)
-    first_process_decides(cfg, lambda: dry_run(cfg, loaders, check_weights))
+    first_process_decides(
+        cfg, lambda: dry_run(cfg, loaders, check_weights, _learnt(start) if start and whole else None)
+    )
+    trains = 'train_dataloader' in loaders
+    if cfg.launcher == 'none' and torch.cuda.device_count() > 1:
+        count = torch.cuda.device_count()
+        script = 'dist_train.sh CONFIG' if trains else 'dist_test.sh CONFIG CHECKPOINT'
+        warn(f'{count} GPUs are visible and one is used: bash tools/{script} {count} uses all of them')
+    if trains:
+        _warn_of_batch_size(cfg)
+
+
+def _warn_of_batch_size(cfg: Config) -> None:
+    """Warn if a step has another number of samples than the one that the config's learning rate is for."""
+    scaling, size = cfg.get('auto_scale_lr') or {}, cfg.train_dataloader.get('batch_size')
+    base, counts = scaling.get('base_batch_size'), cfg.optim_wrapper.get('accumulative_counts', 1)
+    if not base or not size:
+        return
+    step = size * world_size() * counts
+    made = f'the learning rate is for {base} samples a step (auto_scale_lr.base_batch_size), and a step has {step}'
+    made += f' (batch_size={size}, processes: {world_size()}, accumulative_counts={counts})'
+    if scaling.get('enable'):  # MMEngine leaves accumulative_counts out
+        if counts > 1:
+            scaled = f'--auto-scale-lr scales it to {step // counts}'
+            warn(f'{made}: {scaled}, so multiply optim_wrapper.optimizer.lr by {counts}')
+    elif step != base:
+        cure = 'pass --auto-scale-lr' if counts == 1 else f'multiply optim_wrapper.optimizer.lr by {step / base:g}'
+        warn(f'{made}: {cure}, or set auto_scale_lr.base_batch_size={step} if it is right')
+
+
+def _learnt(path: str) -> tuple[str, Sequence[str]] | None:
+    """Return the path of a local checkpoint and the names of the classes that it knows, if it has any."""
+    classes = class_names(Config(), load_checkpoint(path, keep=True)) if local_path(path) else ()
+    return (path, classes) if classes else None
 
 
 def _check_start(model: nn.Module, path: str, whole: bool) -> None:
@@ -219,7 +250,8 @@ def run_tool(main: Callable[[], None]) -> None:
     """
     rank = rank_in_environment()
     try:
-        main()
+        with _without_notice_of_onedl():
+            main()
     except KeyboardInterrupt:
         sys.exit('interrupted')
     except RunStopped as stop:
@@ -238,6 +270,22 @@ def run_tool(main: Callable[[], None]) -> None:
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _without_notice_of_onedl() -> Iterator[None]:
+    """Leave out the line that the libraries print, as they are imported, about an optional package that is missing."""
+    print_log = mmengine.logging.print_log
+
+    def print_others(msg, *args, **kwargs) -> None:
+        if not str(msg).startswith('Could not import OneDL'):
+            print_log(msg, *args, **kwargs)
+
+    mmengine.logging.print_log = print_others
+    try:
+        yield
+    finally:
+        mmengine.logging.print_log = print_log
 
 
 def _log_traceback() -> str | None:

@@ -10,7 +10,7 @@ from mmengine.runner import IterBasedTrainLoop as UpstreamIterLoop
 from mmsb.registry import LOOPS
 
 from . import rng
-from .exact_data import EndlessBatches, ExactDataLoader
+from .exact_data import NO_BATCH, EndlessBatches, ExactDataLoader
 
 
 class ResumableMixin:
@@ -99,6 +99,8 @@ class EpochBasedTrainLoop(ResumableMixin, UpstreamEpochLoop):
         for idx, data_batch in enumerate(self.dataloader, self._done):
             self._done = idx + 1
             self.run_iter(idx, data_batch)
+        if not self._done:
+            raise ValueError(NO_BATCH)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
         self._done = 0

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.utils.dl_utils import set_multi_processing
+from torch.distributed import distributed_c10d
 
 PATIENCE = timedelta(days=7)  # how long the other processes wait for a decision of the first one
 T = TypeVar('T')
@@ -79,6 +80,17 @@ def _slurm_variables(port: int | None) -> dict[str, str]:
 def rank_in_environment() -> int:
     """Return the rank of this process from the launcher's variables, before the process group exists."""
     return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+
+
+def world_size() -> int:
+    """Return the number of processes of the run, also where a rehearsal hides them from what it builds."""
+    return distributed_c10d.get_world_size() if distributed_c10d.is_initialized() else 1
+
+
+def warn(text: str) -> None:
+    """Print a warning line, in the first process only."""
+    if rank_in_environment() == 0:
+        print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def is_restart() -> bool:

@@ -15,7 +15,7 @@ from mmsb.configs import drop_warm_starts
 from mmsb.options import one_line
 from mmsb.registry import RUNNERS
 
-from . import hook_states, rng
+from . import hook_states, resumed_settings, rng
 from .exact_data import PatientWorker, make_exact, name_samples
 from .loops import ResumableMixin
 from .writers import Lost
@@ -108,9 +108,16 @@ class SafeRunner(Runner):
         """Resume from a checkpoint.
 
         The run is the same as an uninterrupted one if this runner wrote the checkpoint, with the same number of
-        processes and of batches per epoch.
+        processes and of batches per epoch. Settings of the config that the checkpoint overrides are a warning; with
+        `resume_param_scheduler=False` in the config, those of the config count.
         """
-        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        keep = resume_param_scheduler and self.cfg.get(resumed_settings.KEY, True)
+        config = resumed_settings.FromConfig(self)
+        super().resume(filename, resume_optimizer, keep, map_location)
+        if resume_param_scheduler and not keep:
+            config.restore()
+        if warning := config.overridden():
+            self.logger.warning(warning)
         state, self._loaded_state = self._loaded_state, None
         if not _is_resumable(self.train_loop):
             self.logger.warning(f'{type(self.train_loop).__name__} is not a training loop of mmsb: the run may differ')

@@ -18,6 +18,7 @@ from mmsb.checkpoints.load import load_checkpoint, require_file
 from mmsb.checkpoints.store import POINTER, Stored, first_valid, list_checkpoints, probe, set_aside, why_invalid
 from mmsb.options import one_line
 
+from . import resumed_settings
 from .lock import WorkDirLock
 from .processes import first_process_decides, is_restart, rank_in_environment
 from .safety import filename_template, output_folders
@@ -197,6 +198,8 @@ def _run_of(path: str) -> str | None:
 
 def decide_as_stock(cfg: Config, resume: str | None) -> None:
     """Write into a config the checkpoint that MMEngine would resume from, unvalidated; see `WorkDir.decide`."""
+    if not cfg.get(resumed_settings.KEY, True):
+        raise ValueError(f'{resumed_settings.KEY}=False needs mmsb.SafeRunner: leave out --stock-hooks')
     resume = _wanted(cfg, resume)
     found = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' or is_restart() else None
     if found and not os.path.exists(found) and '://' not in found:  # mmsb's pointer is relative to the work dir

@@ -32,6 +32,10 @@ def use_tta(cfg: Config) -> None:
         raise ValueError('--tta needs test_dataloader.dataset.pipeline, and this config has its pipeline elsewhere')
     dataset.pipeline = copy.deepcopy(cfg.get('tta_pipeline') or flipped(dataset.pipeline))
     model = ConfigDict(copy.deepcopy(cfg.get('tta_model') or MODELS[library]))
+    if library == 'mmseg' and model.type in ('SegTTAModel', 'mmseg.SegTTAModel'):
+        import mmsb.engine.seg_tta  # noqa: F401 - registers the type; it imports mmseg
+
+        model.type = 'mmsb.SegTTAModel'
     model.module = cfg.model
     cfg.model = model
 

@@ -112,7 +112,7 @@ def respond(
     mapping, written = categories(), []
     for dataset, paths in datasets.items():
         rows = []
-        for prediction in inferencer.predict(inputs.read(paths, _refuse), batch_size=batch_size):
+        for prediction in inferencer.predict(inputs.read(paths, inferencer.pipeline, _refuse), batch_size=batch_size):
             path = prediction.picture.path
             condition, category = describe(path)
             answer = to_category(prediction.sample.pred_score.float().cpu().numpy(), mapping)

@@ -1,12 +1,11 @@
-"""A trained network as a function of images, by the inferencer of its library.
+"""A trained network as a function of images, by the test pipeline of its config and its library's own `test_step`.
 
-Differs from the libraries' inferencers: the checkpoint must fit as a whole and is loaded as data; images that can't be
-read are skipped; only images of one size share a batch, so that the batch size does not change the predictions.
+Differs from the libraries' inferencers: the checkpoint must fit as a whole and is loaded as data; images are loaded as
+the config says, and those that can't be read are skipped; only images of one size share a batch, so that the batch size
+does not change the predictions.
 """
 
-import contextlib
 import copy
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,24 +13,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DefaultScope, init_default_scope
 
-from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict, require_file
-from mmsb.configs import check_library, drop_warm_starts, read_config
-from mmsb.datasets.test_set import class_names, dataset_meta, dataset_with_pipeline, from_bgr
-from mmsb.exported import kind_of
+from mmsb.checkpoints.load import forget, load_checkpoint, require_file
+from mmsb.configs import load_trained, read_config
+from mmsb.datasets.test_pipeline import ImagePipeline
+from mmsb.datasets.test_set import class_names, dataset_meta
+from mmsb.exported import is_multi_label, kind_of, number_of_classes
+from mmsb.models.any_network import channels_of
 from mmsb.models.deploy import switch_to_deploy
-from mmsb.models.weights import check_fit
 from mmsb.options import choose, one_line, positive_integer
 
 from . import inputs
+from .drawn import VISUALIZERS, build_visualizer, draw
 from .inputs import Picture
 
-VISUALIZERS = {'mmpretrain': 'UniversalVisualizer', 'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
 TOP = 5  # classes reported for an image
-_DRAWN_SIDE_PX = 256  # shorter side below which an image is enlarged to take the text of its class
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +41,10 @@ class Prediction:
     Args:
         picture: the image.
         sample: the library's data sample.
-        found: of a classifier, the most likely classes, each a dict of class, label and score; of a detector, the
-            boxes, each a dict of class, label, score, bbox (left, top, width, height in px) and, with masks, the
-            run-length encoded segmentation; of a segmenter, the label of each pixel, [H, W].
+        found: of a classifier, the most likely classes, each a dict of class, label and score; of one with several
+            labels, all that it predicts; of a detector, the boxes, each a dict of class, label, score, bbox (left, top,
+            width, height in px) and, with masks, the run-length encoded segmentation; of a segmenter, the label of each
+            pixel, [H, W].
     """
 
     picture: Picture
@@ -58,6 +59,7 @@ class Inferencer:
         kind: 'classifier', 'detector' or 'segmenter'.
         classes: the class names, from the checkpoint, else from the dataset of the config.
         palette: a colour (red, green, blue) for each class.
+        pipeline: the test pipeline of the config.
 
     Args:
         config: config file, or its content.
@@ -73,27 +75,23 @@ class Inferencer:
         self, config: str | Config, checkpoint: str | os.PathLike, *, deploy: bool = False, device: str | None = None
     ):
         cfg = copy.deepcopy(config) if isinstance(config, Config) else read_config(config)
-        library = choose('default_scope of the config', cfg.get('default_scope'), VISUALIZERS)
-        check_library(cfg)
+        choose('default_scope of the config', cfg.get('default_scope'), VISUALIZERS)
         device = check_device(device)
         checkpoint = os.fspath(checkpoint)
         require_file(checkpoint)
-        self._from_bgr = _prepare(cfg, library)
-        state = load_state_dict(checkpoint, keep=True)
         content = load_checkpoint(checkpoint, keep=True)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # they print what they load
-            warnings.simplefilter('ignore')  # about class names, which are set below
-            self._inferencer = _build(library, cfg, checkpoint, device)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # what the libraries say of losses while they build
+            self.model = load_trained(cfg, checkpoint)
         forget()
-        self.model = self._inferencer.model
-        check_fit(checkpoint, self.model.state_dict(), state)
+        self.kind = kind_of(self.model)
+        self.pipeline = ImagePipeline(cfg, channels=channels_of(self.model))
         if deploy:
             switch_to_deploy(self.model)
-        self.kind = kind_of(self.model)
+        self.model.to(device)
         self.config, self.checkpoint = cfg, checkpoint
         self.classes, self.palette = _classes(cfg, content, self.model)
-        self._visualizer = self._inferencer.visualizer or _build_visualizer()
-        self._visualizer.dataset_meta = dict(classes=self.classes, palette=self.palette)
+        self._visualizer = build_visualizer(cfg, dict(classes=self.classes, palette=self.palette))
 
     def __call__(
         self,
@@ -114,34 +112,43 @@ class Inferencer:
         """
         positive_integer('batch_size', batch_size)
         paths = inputs.find(files)
-        yield from self.predict(inputs.read(paths, skip or _warn), batch_size=batch_size)
+        yield from self.predict(inputs.read(paths, self.pipeline, skip or _warn), batch_size=batch_size)
 
     def predict(self, pictures: Iterable[Picture], *, batch_size: int = 1) -> Iterator[Prediction]:
         """Predict images that are in memory."""
         for batch in _batches(pictures, batch_size):
-            samples = self._forward([picture.pixels for picture in batch])
-            for picture, sample in zip(batch, samples, strict=True):
+            for picture, sample in zip(batch, self._forward(batch), strict=True):
                 yield Prediction(picture, sample, self._found(sample))
 
-    def _forward(self, images: list[np.ndarray]) -> list:
+    @torch.no_grad()
+    def _forward(self, batch: list[Picture]) -> list:
         scope = DefaultScope.get_current_instance()
         if scope is None or scope.scope_name != self.config.default_scope:
             init_default_scope(self.config.default_scope)
-        samples, images = [], [self._from_bgr(image) for image in images]
-        for data in self._inferencer.preprocess(images, batch_size=len(images)):
-            data = data[1] if self.config.default_scope == 'mmdet' else data  # mmdet's come with their images
-            samples += self._inferencer.forward(data)
-        return samples
+        loaded = [picture.loaded or self.pipeline.of_pixels(picture.pixels, picture.path) for picture in batch]
+        data = pseudo_collate([self.pipeline.prepare(results) for results in loaded])
+        try:
+            return self.model.test_step(data)
+        except Exception as error:  # such as an image of other channels than the network takes
+            raise ValueError(f'the network fails on image {batch[0].path!r}: {one_line(error)}') from error
 
     def _found(self, sample) -> list[dict] | np.ndarray:
         if self.kind == 'segmenter':
-            return sample.pred_sem_seg.data[0].cpu().numpy()
+            return sample.pred_sem_seg.data[0].long().cpu().numpy()  # with one output they are floats
         if self.kind == 'detector':
             return self._boxes(sample)
+        if 'pred_score' not in sample:
+            raise ValueError(
+                f'{type(self.model.head).__name__} gives no score for each class, and this command needs them'
+            )
         scores = sample.pred_score.float().cpu()
-        best = scores.topk(min(TOP, len(scores)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [{'class': self.classes[label], 'label': label, 'score': score} for label, score in pairs]
+        labels = scores.argsort(descending=True).tolist()
+        if is_multi_label(self.model):  # by the threshold, or the number, of its head
+            predicted = set(sample.pred_label.tolist())
+            labels = [label for label in labels if label in predicted]
+        else:
+            labels = labels[:TOP]
+        return [{'class': self.classes[label], 'label': label, 'score': scores[label].item()} for label in labels]
 
     def _boxes(self, sample) -> list[dict]:
         instances = sample.pred_instances.cpu()
@@ -173,15 +180,10 @@ class Inferencer:
         Returns:
             [H, W, 3], 8-bit RGB.
         """
-        image = np.ascontiguousarray(prediction.picture.pixels[..., ::-1])
-        sample = prediction.sample.cpu()
-        if self.kind == 'classifier':
-            side = min(image.shape[:2])
-            larger = dict(resize=_DRAWN_SIDE_PX) if side < _DRAWN_SIDE_PX else {}
-            return self._visualizer.visualize_cls(image, sample, classes=self.classes, draw_gt=False, **larger)
-        only_boxes = dict(pred_score_thr=min_score) if self.kind == 'detector' else {}
-        self._visualizer.add_datasample('', image, sample, draw_gt=False, **only_boxes)
-        return self._visualizer.get_image()
+        options = dict(draw_gt=False)
+        if self.kind == 'detector':
+            options['pred_score_thr'] = min_score
+        return draw(self._visualizer, prediction.picture.pixels, prediction.sample, **options)
 
 
 def check_device(device: str | None) -> str:
@@ -214,68 +216,14 @@ def _batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
         yield batch
 
 
-def _prepare(cfg: Config, library: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Change a config in place to what the library's inferencer expects; return `from_bgr` of its pipeline."""
-    dataset = dataset_with_pipeline(cfg)
-    if not dataset.get('pipeline'):
-        raise ValueError('the config has no test_dataloader.dataset.pipeline, which prepares the images')
-    cfg.test_dataloader.dataset = dataset  # without its wrappers
-    convert = from_bgr(dataset.pipeline)
-    for transform in dataset.pipeline:
-        if str(transform.get('type')) == 'mmsb.LoadImage':
-            transform.clear()
-            transform.type = 'LoadImageFromFile'
-    drop_warm_starts(cfg.model)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    others = ('name', 'save_dir', 'vis_backends')
-    options = {key: value for key, value in (cfg.get('visualizer') or {}).items() if key not in others}
-    cfg.visualizer = ConfigDict({'type': VISUALIZERS[library], **options})
-    return convert
-
-
-def _build(library: str, cfg: Config, checkpoint: str, device: str):
-    init_default_scope(library)
-    if library == 'mmpretrain':
-        from mmpretrain.apis import ImageClassificationInferencer
-
-        return ImageClassificationInferencer(cfg, checkpoint, device)
-    if library == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        return DetInferencer(cfg, checkpoint, device)
-    from mmseg.apis import MMSegInferencer
-
-    return MMSegInferencer(cfg, checkpoint, device=device)
-
-
-def _build_visualizer():
-    from mmpretrain.visualization import UniversalVisualizer  # its inferencer has none from the start
-
-    return UniversalVisualizer()
-
-
 def _classes(cfg: Config, checkpoint: object, model) -> tuple[list[str], list]:
     """Find the names and colours of the classes; where nothing names a class, its number does."""
     given = class_names(cfg, checkpoint)
-    number = _number_of_classes(model) or len(given)
+    head = cfg.model.get('head') or {}
+    number = number_of_classes(model) or head.get('num_classes') or len(given)
     classes = [*given[:number], *map(str, range(len(given), number))]
     palettes = (one.get('palette') for one in dataset_meta(cfg, checkpoint))
     palette = next((list(one) for one in palettes if isinstance(one, (list, tuple)) and len(one) >= number), None)
     if palette is None:
         palette = np.random.RandomState(42).randint(32, 224, (number, 3)).tolist()
     return classes, [tuple(colour) for colour in palette[:number]]
-
-
-def _number_of_classes(model) -> int | None:
-    heads = (
-        getattr(model, 'decode_head', None),
-        getattr(getattr(model, 'roi_head', None), 'bbox_head', None),
-        getattr(model, 'bbox_head', None),
-        getattr(model, 'head', None),
-    )
-    for head in heads:
-        head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
-        if hasattr(head, 'num_classes'):
-            return int(head.num_classes)
-    return None

@@ -9,9 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmsb.datasets.loading import BadImageError, LoadImage
+from mmsb.datasets.loading import BadImageError
+from mmsb.datasets.test_pipeline import ImagePipeline
 
-IMAGES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+IMAGES = (
+    '.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp',
+)  # fmt: skip
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 
 
@@ -21,13 +24,15 @@ class Picture:
 
     Args:
         path: the file.
-        pixels: [H, W, 3], 8-bit BGR.
+        pixels: [H, W, 3], 8-bit BGR: what is drawn on and, of an image in memory or a frame, what the network gets.
         frame: number of the frame in its video, from 0; None for an image.
+        loaded: what the config's own loading made of the file; None for an image in memory and for a frame.
     """
 
     path: str
     pixels: np.ndarray
     frame: int | None = None
+    loaded: dict | None = None
 
 
 def is_video(path: str | os.PathLike) -> bool:
@@ -57,7 +62,7 @@ def find(
         elif os.path.exists(name):
             files = [name]
         elif glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
+            matches = sorted(str(Path(match)) for match in _matches(name))
             files = [file for match in matches for file in (_files_in(match) if os.path.isdir(match) else [match])]
             files = _outside(closed, files)
             if not files:
@@ -68,10 +73,37 @@ def find(
     return list(found)
 
 
+def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Walk through a folder and its subfolders, also behind links; yield each once with the names of its files.
+
+    Hidden subfolders are left out. A folder that several links lead to, or one of its own, comes under the first name.
+    """
+    seen = {os.path.realpath(top)}
+    for folder, below, files in os.walk(top, followlinks=True):
+        paths = {name: os.path.realpath(os.path.join(folder, name)) for name in below if not name.startswith('.')}
+        names = sorted(paths, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        below[:] = [name for name in names if not (paths[name] in seen or seen.add(paths[name]))]
+        yield folder, files
+
+
 def _files_in(folder: str) -> list[str]:
-    known = (path for path in Path(folder).rglob('*') if path.suffix.lower() in (*IMAGES, *VIDEOS))
-    hidden = (path for path in known if not any(part.startswith('.') for part in path.relative_to(folder).parts))
-    return sorted(str(path) for path in hidden if path.is_file())
+    known = (*IMAGES, *VIDEOS)
+    paths = (os.path.join(place, name) for place, names in _folders(folder) for name in names if name[0] != '.')
+    return sorted(str(Path(path)) for path in paths if path.lower().endswith(known) and os.path.isfile(path))
+
+
+def _matches(pattern: str) -> Iterable[str]:
+    """List what a glob pattern matches; its `**` walks as `_folders` does, so that links can't form a loop."""
+    parts = pattern.split(os.sep)
+    if '**' not in parts:
+        return glob.glob(pattern)
+    place = parts.index('**')
+    tops = glob.glob(os.sep.join([*parts[:place], ''])) if place else ['.']
+    rest = os.sep.join(parts[place + 1 :])
+    if not rest:
+        return tops
+    folders = (glob.escape(folder) for top in tops for folder, _ in _folders(top))
+    return [match for folder in folders for match in _matches(os.path.join(folder, rest))]
 
 
 def _outside(folders: list[Path], files: list[str]) -> list[str]:
@@ -91,24 +123,24 @@ def _frames_of(path: str) -> int:
         video.release()
 
 
-def read(paths: Iterable[str], skip: Callable[[str, str], None]) -> Iterator[Picture]:
-    """Read images and the frames of videos.
+def read(paths: Iterable[str], pipeline: ImagePipeline, skip: Callable[[str, str], None]) -> Iterator[Picture]:
+    """Read images as the test pipeline of a config loads them, and the frames of videos.
 
     Args:
         paths: files.
+        pipeline: the test pipeline.
         skip: called with the path and the reason for each file that can't be read.
     """
-    load = LoadImage()
     for path in paths:
         if is_video(path):
             yield from _read_video(path, skip)
             continue
         try:
-            pixels = load(dict(img_path=path))['img']
+            loaded = pipeline.load(path)
         except BadImageError as error:
             skip(path, str(error).removeprefix(f'image {path!r} '))
         else:
-            yield Picture(path, pixels)
+            yield Picture(path, pipeline.shown(loaded), loaded=loaded)
 
 
 def _read_video(path: str, skip: Callable[[str, str], None]) -> Iterator[Picture]:

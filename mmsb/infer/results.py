@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -19,6 +18,7 @@ from mmsb.files import write_text, write_whole
 from mmsb.version import __version__
 
 from . import inputs
+from .drawn import Names, suffix_of, write_picture
 from .inferencer import Inferencer, Prediction
 
 JSON = 'predictions.json'
@@ -65,8 +65,8 @@ def write_predictions(
         skipped.append(dict(file_name=path, reason=reason))
         skip(path, reason)
 
-    run = _Run(inferencer, out, min_score)
-    pictures = inputs.read(paths, note)
+    run = _Run(inferencer, out, min_score, Names(paths))
+    pictures = inputs.read(paths, inferencer.pipeline, note)
     for done, prediction in enumerate(inferencer.predict(pictures, batch_size=batch_size), 1):
         if done == 1:
             (out / JSON).unlink(missing_ok=True)  # of an earlier run
@@ -88,9 +88,8 @@ def written_to(out: str | os.PathLike) -> list[Path]:
 class _Run:
     """What one run has predicted so far."""
 
-    def __init__(self, inferencer: Inferencer, out: Path, min_score: float) -> None:
-        self._inferencer, self._out, self._min_score = inferencer, out, min_score
-        self._names: set[str] = set()
+    def __init__(self, inferencer: Inferencer, out: Path, min_score: float, names: Names) -> None:
+        self._inferencer, self._out, self._min_score, self._names = inferencer, out, min_score, names
         config = getattr(inferencer.config, 'filename', None)
         info = dict(mmsb_version=__version__, config=config, checkpoint=inferencer.checkpoint, kind=inferencer.kind)
         first = 1 if inferencer.kind == 'detector' else 0  # COCO's categories count from 1
@@ -105,16 +104,16 @@ class _Run:
         image = dict(id=len(self.content['images']) + 1, file_name=picture.path, width=width, height=height)
         if picture.frame is not None:
             image['frame'] = picture.frame
-        stem = self._name(prediction)
-        lossy = Path(picture.path).suffix.lower() in ('.jpg', '.jpeg') or picture.frame is not None
-        image[DRAWN] = f'{DRAWN}/{stem}.{"jpg" if lossy else "png"}'
-        drawn = self._inferencer.draw(prediction, min_score=self._min_score)
-        self._write(image[DRAWN], lambda path: _encode(path, image[DRAWN], drawn[..., ::-1]))
+        name = self._names.choose(picture.path, '' if picture.frame is None else f'_{picture.frame:06d}')
+        image[DRAWN] = f'{DRAWN}/{name}{suffix_of(picture.path, picture.frame)}'
+        write_picture(self._out / image[DRAWN], self._inferencer.draw(prediction, min_score=self._min_score))
         if self._inferencer.kind == 'classifier':
             image['classes'] = found
         elif self._inferencer.kind == 'segmenter':
-            image['mask'] = f'{MASKS}/{stem}.png'
-            self._write(image['mask'], lambda path: _save_mask(path, found, self._inferencer.palette))
+            image['mask'] = f'{MASKS}/{name}.png'
+            mask = self._out / image['mask']
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(mask, lambda path: _save_mask(path, found, self._inferencer.palette))
             labels, counts = np.unique(found, return_counts=True)
             names = [self._inferencer.classes[label] for label in labels]
             image['pixels'] = dict(zip(names, counts.tolist(), strict=True))
@@ -122,29 +121,6 @@ class _Run:
             first = len(self.content['annotations']) + 1
             self.content['annotations'] += [_annotation(box, image['id'], i) for i, box in enumerate(found, first)]
         self.content['images'].append(image)
-
-    def _name(self, prediction: Prediction) -> str:
-        """Choose a name, without a suffix, that no other image of the run has."""
-        picture = prediction.picture
-        stem = Path(picture.path).stem
-        stem = stem if picture.frame is None else f'{stem}_{picture.frame:06d}'
-        name, number = stem, 1
-        while name in self._names:
-            number += 1
-            name = f'{stem}_{number}'
-        self._names.add(name)
-        return name
-
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        path = self._out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, write)
-
-
-def _encode(path: Path, name: str, image: np.ndarray) -> None:
-    done, content = cv2.imencode(Path(name).suffix, image)
-    assert done, f'OpenCV has no encoder for {name}'
-    path.write_bytes(content.tobytes())
 
 
 def _save_mask(path: Path, labels: np.ndarray, palette: list[tuple[int, int, int]]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
@@ -80,11 +80,11 @@ def add_spatial_bias(model: nn.Module, stages: Sequence[int] | None = None, **op
     check_keys('add_spatial_bias', options, OPTIONS)
     if not isinstance(model, nn.Module):
         raise ValueError(f'add_spatial_bias needs a network (timm.create_model(...)), got {model!r}')
+    if any(hasattr(module, 'spatial_bias') for module in model.modules()):
+        raise ValueError('this network has spatial bias already')
     blocks = [block for block in model.modules() if type_name(block) in BLOCKS]
     if not blocks:
         raise ValueError(_unknown(model))
-    if any(hasattr(block, 'spatial_bias') for block in blocks):
-        raise ValueError('this network has spatial bias already')
     called = probe(model, blocks)
     strides = sorted({found.stride for found in called})
     if stages is not None:
@@ -107,6 +107,8 @@ def type_name(block: nn.Module) -> str:
 
 def _unknown(model: nn.Module) -> str:
     """Explain how to add the block of which a network has most."""
+    if any(isinstance(module, fx.GraphModule) for module in model.modules()):
+        return 'add_spatial_bias needs the blocks of a network, which a graph has lost: add the bias, then trace it'
     parts = [m for m in model.modules() if m is not model and not type_name(m).startswith(('torch.', 'timm.layers.'))]
     names = [type_name(part) for part in parts if sum(1 for _ in part.modules()) > 3] or [type_name(model)]
     kind = max(names, key=names.count)
@@ -120,31 +122,65 @@ def _unknown(model: nn.Module) -> str:
 class Maps:
     """Hooks of a block: keep the input of one module for the layer that reads the maps of it.
 
+    torch.fx calls no hooks of modules that it does not enter, such as torch's own. While it traces the block, these are
+    called here, so that its graph has the bias; and in that graph, which calls the same modules, they do nothing.
+
     Args:
         block: has the parts `spatial_bias`, `bias_norm` and `bias_conv`.
+        beside: the module that the bias stands beside.
         reader: the layer, a convolution or, on channels-last features, a linear layer.
     """
 
-    def __init__(self, block: nn.Module, reader: nn.Module):
-        self.block = block
+    def __init__(self, block: nn.Module, beside: nn.Module, reader: nn.Module):
+        self.block, self.beside, self.reader = block, beside, reader
         self.channels_last = isinstance(reader, nn.Linear)
         self.norm_follows = getattr(reader, 'bias', None) is None
         self.x: Tensor | None = None
+        self.active, self.traced = True, False
+        block.register_forward_pre_hook(self.start)
+        beside.register_forward_pre_hook(self.keep)
+        reader.register_forward_hook(self.add)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, 'x': None}  # what an interrupted forward pass left belongs into no copy and no file
 
+    def start(self, block: nn.Module, args: tuple) -> None:
+        self.active = True
+        if args and isinstance(args[0], fx.Proxy):
+            self._call_hooks_of_leaves(args[0].tracer)
+
     def keep(self, beside: nn.Module, args: tuple) -> None:
-        self.x = args[0]  # (B, C, H', W')
+        if self.active:
+            self.x = args[0]  # (B, C, H', W')
 
     def add(self, reader: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        x, self.x = self.x, None
+        if not self.active:
+            return out
+        x, self.x, self.active = self.x, None, not self.traced
         if self.norm_follows:
             check_not_folded(reader)
         block, read = self.block, args[0].shape  # (B, C, H, W) or (B, H, W, C)
-        maps = block.spatial_bias(x, tuple(read[1:3] if self.channels_last else read[2:]))  # (B, N, H, W)
+        maps = block.spatial_bias(x, read[1:3] if self.channels_last else read[2:])  # (B, N, H, W)
         more = block.bias_conv(F.relu(block.bias_norm(maps)))
         return out + (more.permute(0, 2, 3, 1) if self.channels_last else more)
+
+    def _call_hooks_of_leaves(self, tracer: fx.Tracer) -> None:
+        """Until the reader has been traced, call the hooks of the two modules if the tracer does not enter them."""
+        self.traced, call = True, tracer.call_module
+
+        def call_module(module: nn.Module, forward, args: tuple, kwargs: dict):
+            is_leaf = tracer.is_leaf_module(module, tracer.path_of_module(module))
+            if is_leaf and module is self.beside:
+                self.keep(module, args)
+            out = call(module, forward, args, kwargs)
+            if module is self.reader:
+                tracer.call_module = call
+                return self.add(module, args, out) if is_leaf else out
+            if is_leaf and self.reader in module.modules():
+                raise ValueError(f'a leaf of a trace must not hide the reader of spatial bias: {type_name(module)}')
+            return out
+
+        tracer.call_module = call_module
 
 
 class Probe:
@@ -197,6 +233,11 @@ def probe(model: nn.Module, blocks: Iterable[nn.Module]) -> list[Probe]:
     return [one for one in found if one.stride]
 
 
+def channels_of(model: nn.Module) -> int:
+    """Return the number of channels of the images that a network takes: those of its first convolution, else 3."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
 def _probe_px(model: nn.Module) -> int:
     """Choose the size in timm's config of the network, if strides divide it: others may not do for attention."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
@@ -210,8 +251,7 @@ def run_on_meta(model: nn.Module) -> None:
     Raises:
         ValueError: the network fails on this image.
     """
-    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    image = torch.empty(1, channels, _probe_px(model), _probe_px(model), device='meta')
+    image = torch.empty(1, channels_of(model), _probe_px(model), _probe_px(model), device='meta')
     values = {name: value.to('meta') for name, value in [*model.named_parameters(), *model.named_buffers()]}
     training = {module: module.training for module in model.modules()}
     try:
@@ -242,6 +282,4 @@ def _add(found: Probe, *, norm_cfg: dict | None = None, **options) -> None:
     like = next(reader.parameters())
     for name, part in parts.items():
         block.add_module(name, part.to(like.device, like.dtype).train(block.training))
-    maps = Maps(block, reader)
-    found.beside.register_forward_pre_hook(maps.keep)
-    reader.register_forward_hook(maps.add)
+    Maps(block, found.beside, reader)

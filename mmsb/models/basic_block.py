@@ -69,6 +69,9 @@ class BasicBlock(ResidualBlock):
         norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
         geometry1 = dict(kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         geometry2 = dict(kernel_size=3, padding=1, bias=False)
+        self.in_channels, self.mid_channels, self.out_channels = in_channels, channels, channels
+        self.expansion, self.stride, self.dilation, self.style = expansion, stride, dilation, style
+        self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
 
         self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, **geometry1)
         self.bn1 = build_norm_layer(norm_cfg, channels)[1]

@@ -16,6 +16,7 @@ behind conv1, H2 x W2 behind conv2.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
+import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -41,6 +42,7 @@ class ResidualBlock(BaseModule):
 
     expansion: int  # the default
     convs: tuple[str, ...]  # in the order of the data; each but the first can read the maps beside the one before it
+    norm1_name, norm2_name = 'bn1', 'bn2'  # the libraries' accessors, whatever the type of the norms
 
     def _add_slots(
         self,
@@ -81,6 +83,7 @@ class ResidualBlock(BaseModule):
 
         after = {f'after_{conv}': width for conv, width in zip(self.convs, widths[1:], strict=True)}
         channels = dict(after, after_block=widths[-1])
+        self.plugins, self.with_plugins = list(plugins) or None, bool(plugins)
         self.plugin_names: dict[str, list[str]] = {position: [] for position in channels}
         for plugin in plugins:
             check_plugin(plugin, channels)
@@ -92,6 +95,16 @@ class ResidualBlock(BaseModule):
             raise ValueError(f'two plugins of one block are named {name!r}: give one of them a postfix')
         self.add_module(name, layer)
         self.plugin_names[position].append(name)
+
+    @property
+    def norm1(self) -> nn.Module:
+        """The norm behind the first convolution."""
+        return self.bn1
+
+    @property
+    def norm2(self) -> nn.Module:
+        """The norm behind the second convolution."""
+        return self.bn2
 
     @property
     def last_norm(self) -> nn.Module:
@@ -127,7 +140,7 @@ class ResidualBlock(BaseModule):
         Raises:
             ValueError: if a batch norm was folded into a convolution whose output the bias maps are added to.
         """
-        if self.with_cp and x.requires_grad:
+        if self.with_cp and x.requires_grad and not torch.jit.is_tracing():
             # a compiled graph writes the statistics only once anyway
             options = {} if is_compiling() else dict(context_fn=lambda: (nullcontext(), _KeepStatistics(self)))
             out = checkpoint(self._residual_sum, x, use_reentrant=False, **options)
@@ -194,6 +207,7 @@ class Bottleneck(ResidualBlock):
 
     expansion = 4
     convs = ('conv1', 'conv2', 'conv3')
+    norm3_name = 'bn3'
 
     def __init__(
         self,
@@ -227,6 +241,13 @@ class Bottleneck(ResidualBlock):
         geometry2 = dict(kernel_size=3, stride=stride2, padding=dilation, dilation=dilation, bias=False)
         geometry3 = dict(kernel_size=1, bias=False)
         conv2_cfg = conv_cfg if conv2 is None else conv2
+        self.in_channels, self.mid_channels, self.out_channels = in_channels, width, out_channels
+        self.inplanes, self.planes, self.expansion = in_channels, channels, expansion
+        self.stride, self.dilation, self.style = stride, dilation, style
+        self.conv1_stride, self.conv2_stride = stride1, stride2
+        self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
+        self.with_dcn = conv2 is not None and conv2['type'] in ('DCN', 'DCNv2')
+        self.dcn = conv2 if self.with_dcn else None
 
         self.conv1 = build_conv_layer(conv_cfg, in_channels, width, **geometry1)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
@@ -246,6 +267,11 @@ class Bottleneck(ResidualBlock):
             with_cp=with_cp,
             drop_path_rate=drop_path_rate,
         )
+
+    @property
+    def norm3(self) -> nn.Module:
+        """The norm behind the third convolution."""
+        return self.bn3
 
     def _residual_sum(self, x: Tensor) -> Tensor:
         y = self.conv1(x)  # (B, M, H1, W1)

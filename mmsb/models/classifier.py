@@ -1,6 +1,7 @@
-"""SBResNet as a classifier in plain PyTorch: torchvision's names and interface, and an entry for timm's registry."""
+"""SBResNet as a classifier in plain PyTorch: torchvision's names and interface."""
 
 import inspect
+import math
 import os
 
 from mmengine.logging import print_log
@@ -13,7 +14,7 @@ from mmsb.options import check_keys, positive_integer
 
 
 class SBResNetClassifier(SBResNet):
-    """ResNet with spatial bias, global average pool and linear layer.
+    """ResNet with spatial bias, global average pool and linear layer. Its defaults are the same in every scope.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -28,6 +29,8 @@ class SBResNetClassifier(SBResNet):
         FileNotFoundError: if the checkpoint does not exist.
     """
 
+    defaults_of_library = False
+
     def __init__(
         self,
         depth: int = 50,
@@ -38,28 +41,37 @@ class SBResNetClassifier(SBResNet):
         in_chans: int = 3,
         **options,
     ):
-        own = [name for name in inspect.signature(SBResNetClassifier).parameters if name != 'options']
+        own = [name for name in inspect.signature(type(self)).parameters if name != 'options']
         others = [name for name in inspect.signature(SBResNet).parameters if name not in ('in_channels', 'out_indices')]
         check_keys(type(self).__name__, options, dict.fromkeys([*own, *others]))
-        super().__init__(depth, spatial_bias, in_channels=in_chans, out_indices=(3,), pretrained=pretrained, **options)
+        super().__init__(depth, spatial_bias, in_channels=in_chans, pretrained=pretrained, **options)
+        self.out_indices = (self.num_stages - 1,)
         if not next(self.parameters()).is_meta:
             self.init_weights()  # before there is a head, which is not a part of a backbone's checkpoint
-        self.num_features = 512 * self.block_type.expansion
+        self.num_features = self.feat_dim
         self.num_classes = num_classes
         if num_classes != 0:
             positive_integer('num_classes', num_classes)
             self.fc = nn.Linear(self.num_features, num_classes)
             if pretrained is not None:
                 self._load_head(pretrained)
-        self.feature_info = [dict(num_chs=64, reduction=2, module='relu')]
-        for i in range(4):
-            channels = 64 * 2**i * self.block_type.expansion
-            self.feature_info.append(dict(num_chs=channels, reduction=4 * 2**i, module=f'layer{i + 1}'))
+        self.feature_info = [dict(num_chs=self.stem_channels, reduction=2, module='stem' if self.deep_stem else 'relu')]
+        for i, layer in enumerate(self.res_layers):
+            channels, reduction = self.base_channels * 2**i * self.expansion, 4 * math.prod(self.strides[: i + 1])
+            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=layer))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images, (B, in_chans, H, W), to the last feature map, (B, num_features, H / 32, W / 32)."""
+        return super().forward(x)[-1]
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Map the last feature map to scores, (B, num_classes)."""
+        x = x.mean((2, 3))
+        return self.fc(x) if self.num_classes else x
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images, (B, in_chans, H, W), to scores, (B, num_classes)."""
-        x = super().forward(x)[-1].mean((2, 3))
-        return self.fc(x) if self.num_classes else x
+        return self.forward_head(self.forward_features(x))
 
     def _dump_init_info(self, *_) -> None:
         """Leave out mmengine's line for each parameter."""
@@ -71,21 +83,6 @@ class SBResNetClassifier(SBResNet):
             return
         found = f'a head of {len(head["fc.weight"])} classes' if head else 'no head'
         print_log(f'{os.fspath(path)!r} has {found}: the one of {self.num_classes} classes is new', logger='current')
-
-
-def timm_network(depth: int, pretrained: bool = False, **options) -> nn.Module:
-    """Build `sb_resnet{depth}` for `timm.create_model`, with its `features_only`, `out_indices`, `num_classes`, ...
-
-    Raises:
-        ValueError: for pretrained=True; no weights are published.
-    """
-    from timm.models import build_model_with_cfg  # importing timm takes seconds
-
-    if pretrained:
-        raise ValueError(f'no weights of sb_resnet{depth} are published: pass checkpoint_path instead of pretrained')
-    cfg = dict(architecture=f'sb_resnet{depth}', first_conv='conv1', classifier='fc', pool_size=(7, 7))
-    given = {'pretrained_cfg': cfg} | {key: value for key, value in options.items() if value is not None}
-    return build_model_with_cfg(SBResNetClassifier, f'sb_resnet{depth}', False, depth=depth, **given)
 
 
 def sb_resnet18(pretrained: str | os.PathLike | None = None, num_classes: int = 1000, **options) -> SBResNetClassifier:

@@ -34,7 +34,8 @@ def adaptive_pool2d(x: Tensor, size: int, kind: str = 'avg') -> Tensor:
 
 def upsample_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Upsample maps, (B, N, S, S), to `size` (height, width) in pixels, with corners not aligned: (B, N, *size)."""
-    if not x.requires_grad or form_of('upsample', x) == 'kernel':
+    # a trace must be the same with and without gradients
+    if not x.requires_grad or torch.jit.is_tracing() or form_of('upsample', x) == 'kernel':
         return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
     one_hot = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[None]
     rows, columns = (F.interpolate(one_hot, size=length, mode='linear', align_corners=False)[0] for length in size)

@@ -17,9 +17,11 @@ from mmsb.models.basic_block import BasicBlock
 from mmsb.models.bottleneck import BIAS_PARTS, Bottleneck, ResidualBlock
 from mmsb.models.stages import (
     bias_of_stages,
+    check_layer_cfgs,
     check_per_stage,
     choose_base_width,
     choose_out_indices,
+    choose_stem_channels,
     conv2_of_blocks,
     dilations_of_blocks,
     drop_path_rates,
@@ -68,7 +70,8 @@ class SBResNet(BaseModule):
         expansion: channels of a block's output over those of its 3x3 convolution (mmpretrain); None: 4, and 1 with
             basic blocks.
         in_channels: channels of the image.
-        stem_channels: channels of the stem; None: `base_channels`.
+        stem_channels: channels of the stem; None: `base_channels`, but 64 in the scope of mmpretrain and mmseg, as in
+            their ResNets.
         base_channels: C of the first stage; it doubles with each stage.
         num_stages: number of stages, 1 to 4.
         strides: stride of each stage.
@@ -87,7 +90,8 @@ class SBResNet(BaseModule):
         multi_grid: dilations of the blocks of the last stage, instead of its entry in `dilations` (segmentation).
         contract_dilation: halve the dilation of the first block of a dilated stage (segmentation). Without such a
             stage it does nothing, as in mmseg, whose base configs set it everywhere.
-        zero_init_residual: start each residual branch at zero.
+        zero_init_residual: start each residual branch at zero. In the scope of mmdet and mmseg, an `init_cfg` of one's
+            own replaces this, as in their ResNets.
         drop_path_rate: share of samples whose residual branch is dropped in training, in the last block; it rises
             from 0 in the first.
         pretrained: short for `init_cfg=dict(type='Pretrained', checkpoint=...)` (segmentation).
@@ -109,6 +113,8 @@ class SBResNet(BaseModule):
     }
     bias_defaults: Mapping = PAPER_BIAS
     sb_stages_default: tuple[bool, ...] = (True, True, True, False)
+    defaults_of_library = True  # whether the library in scope decides the defaults that differ between libraries
+    norm1_name = 'bn1'
 
     @known_options
     def __init__(
@@ -147,26 +153,36 @@ class SBResNet(BaseModule):
         pretrained: str | None = None,
         init_cfg: dict | list | None = None,
     ):
-        init_cfgs, pretrained_cfg = split_init_cfg(init_cfg, pretrained)
-        super().__init__(init_cfgs or list(FROM_SCRATCH))
+        init_cfgs, warm_start = split_init_cfg(init_cfg, pretrained)
+        own_init = bool(init_cfgs) or init_cfg == []  # an empty list leaves PyTorch's values
+        super().__init__(init_cfgs if own_init else list(FROM_SCRATCH))
         depths = self.blocks_per_stage(depth)[: choose('num_stages', num_stages, range(1, 5))]
-        self.block_type = BasicBlock if depth in (18, 34) else Bottleneck
+        self.block_type = self.block = BasicBlock if depth in (18, 34) else Bottleneck
+        library = library_in_scope() if self.defaults_of_library else None
         expansion = self.block_type.expansion if expansion is None else expansion
-        stem_channels = base_channels if stem_channels is None else stem_channels
+        stem_channels = choose_stem_channels(stem_channels, base_channels, library)
         base_width = choose_base_width(base_width, width_per_group, groups, base_channels)
         sizes = dict(in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels)
         for name, size in dict(sizes, groups=groups, base_width=base_width, expansion=expansion).items():
             positive_integer(name, size)
-        self.pretrained_cfg = pretrained_cfg
+        if deep_stem and stem_channels < 2:
+            raise ValueError(f'stem_channels must be at least 2 with deep_stem=True, got {stem_channels}')
+        check_layer_cfgs(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        self.warm_start = warm_start  # timm's networks have a `pretrained_cfg`, which is another thing
         self.depth = depth
         self.num_stages = num_stages
-        self.out_indices = choose_out_indices(out_indices, num_stages)
+        self.out_indices = choose_out_indices(out_indices, num_stages, library)
         self.frozen_stages = choose('frozen_stages', frozen_stages, range(-1, num_stages + 1))
         self.conv_cfg = conv_cfg
         self.norm_cfg = dict(type='BN', requires_grad=True) if norm_cfg is None else norm_cfg
-        self.norm_eval = library_in_scope() == 'mmdet' if norm_eval is None else norm_eval
-        self.avg_down = avg_down
+        self.norm_eval = library == 'mmdet' if norm_eval is None else norm_eval
         self.zero_init_residual = zero_init_residual
+        self.zeroes_last_norms = zero_init_residual and not (own_init and library in ('mmdet', 'mmseg'))
+        self.stem_channels, self.base_channels, self.expansion = stem_channels, base_channels, expansion
+        self.stage_blocks, self.strides, self.dilations = depths, strides, dilations
+        self.style, self.deep_stem, self.avg_down, self.with_cp = style, deep_stem, avg_down, with_cp
+        self.dcn, self.stage_with_dcn, self.plugins = dcn, stage_with_dcn, plugins
+        self.multi_grid, self.contract_dilation, self.pretrained = multi_grid, contract_dilation, pretrained
 
         stages = dict(  # one entry a stage
             stride=check_per_stage('strides', strides, num_stages),
@@ -189,13 +205,20 @@ class SBResNet(BaseModule):
             of_blocks = [{name: values[i][j] for name, values in blocks.items()} for j in range(depths[i])]
             self.add_module(f'layer{i + 1}', self._make_stage(channels_in, of_blocks, **of_stage, **common))
             channels_in = of_stage['channels'] * expansion
+        self.res_layers = [f'layer{i + 1}' for i in range(num_stages)]
+        self.feat_dim = self.inplanes = channels_in
 
         self.new_parts: list[str] = []  # those that freezing spares
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        if self.pretrained_cfg is not None and self._freezes() and not next(self.parameters()).is_meta:
-            self.spare(find_new_parts(list(self.added_parts()), self.pretrained_cfg))
+        if self.warm_start is not None and self.freezes() and not next(self.parameters()).is_meta:
+            self.spare(find_new_parts(list(self.added_parts()), self.warm_start))
         self.train()
+
+    @property
+    def norm1(self) -> nn.Module:
+        """The norm of the stem; a deep stem has three, in `stem`."""
+        return self.bn1
 
     @classmethod
     def blocks_per_stage(cls, depth: int) -> tuple[int, ...]:
@@ -235,10 +258,13 @@ class SBResNet(BaseModule):
         first = self.block_type(in_channels, channels, stride=stride, downsample=downsample, **blocks[0], **common)
         return Sequential(first, *(self.block_type(out_channels, channels, **block, **common) for block in blocks[1:]))
 
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map images to what the max pool reads, (B, stem_channels, H / 2, W / 2)."""
+        return self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x)))
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images, (B, in_channels, H, W), to one feature map for each of `out_indices`."""
-        x = self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x)
+        x = self.maxpool(self.forward_stem(x))
         outs = []
         for i in range(self.num_stages):
             x = getattr(self, f'layer{i + 1}')(x)
@@ -273,13 +299,13 @@ class SBResNet(BaseModule):
         super().init_weights()
         for part, state in zip(others, built, strict=True):
             part.load_state_dict(state)
-        if self.zero_init_residual:
+        if self.zeroes_last_norms:
             for block in self.modules():
                 if isinstance(block, ResidualBlock):
                     constant_init(block.last_norm, 0)
-        if self.pretrained_cfg is not None:
-            new_parts = load_pretrained(self, self.pretrained_cfg)
-            if self._freezes() and new_parts != self.new_parts:  # built on the meta device
+        if self.warm_start is not None:
+            new_parts = load_pretrained(self, self.warm_start)
+            if self.freezes() and new_parts != self.new_parts:  # built on the meta device
                 self.spare(new_parts)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -301,7 +327,8 @@ class SBResNet(BaseModule):
         for part in self.new_parts:
             self.get_submodule(part).requires_grad_(True).train(self.training)
 
-    def _freezes(self) -> bool:
+    def freezes(self) -> bool:
+        """Tell whether anything is frozen, of which an untrained part would have to be spared."""
         return self.frozen_stages > 0 or self.norm_eval or not self.norm_cfg.get('requires_grad', True)
 
     def _frozen_modules(self) -> list[nn.Module]:
@@ -346,13 +373,16 @@ class SBResNetCifar(SBResNet):
         sb_stages: Sequence[bool] | None = None,
         plugins: Sequence[Mapping] | None = None,
         *,
+        stem_channels: int | None = None,
         base_channels: int = 16,
         num_stages: int = 3,
         strides: Sequence[int] = (1, 2, 2),
         dilations: Sequence[int] = (1, 1, 1),
         **options,
     ):
-        shape = dict(base_channels=base_channels, num_stages=num_stages, strides=strides, dilations=dilations)
+        stem_channels = base_channels if stem_channels is None else stem_channels  # in every library's scope
+        shape = dict(num_stages=num_stages, strides=strides, dilations=dilations)
+        shape |= dict(base_channels=base_channels, stem_channels=stem_channels)
         super().__init__(depth, spatial_bias, sb_stages, plugins, **shape, **options)
 
     @classmethod

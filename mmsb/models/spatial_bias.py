@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mmsb.models.forms import form_of
 from mmsb.models.resizing import POOLS, adaptive_pool2d, upsample_bilinear
@@ -21,6 +21,11 @@ from mmsb.options import choose, known_options, positive_integer
 from mmsb.registry import MODELS
 
 KERNEL_SIZE = 3
+
+# A graph of torch.fx calls these whole, and so has all their forms.
+fx.wrap('adaptive_pool2d')
+fx.wrap('upsample_bilinear')
+fx.wrap('concatenate')
 
 
 @MODELS.register_module()

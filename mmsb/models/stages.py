@@ -32,6 +32,13 @@ def check_per_stage(name: str, values: Sequence, num_stages: int) -> Sequence:
     return values
 
 
+def check_layer_cfgs(**cfgs: Mapping | None) -> None:
+    """Check that the config of a layer is a dict with a type, or None."""
+    for name, cfg in cfgs.items():
+        if cfg is not None and (not isinstance(cfg, Mapping) or 'type' not in cfg):
+            raise ValueError(f'{name} must be a dict with a type, or None for the default, got {cfg!r}')
+
+
 def choose_base_width(base_width: int | None, width_per_group: int | None, groups: int, base_channels: int) -> int:
     """Choose the channels of a group in the first stage: those given by either name, or the default."""
     if base_width is not None and width_per_group is not None:
@@ -40,10 +47,10 @@ def choose_base_width(base_width: int | None, width_per_group: int | None, group
     return given[0] if given else base_channels if groups == 1 else 4
 
 
-def choose_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
-    """Return the indices of existing stages in ascending order; None: the default of the library in scope."""
+def choose_out_indices(out_indices: Sequence[int] | None, num_stages: int, library: str | None) -> tuple[int, ...]:
+    """Return the indices of existing stages in ascending order; None: the default of the library."""
     if out_indices is None:
-        return tuple(range(num_stages))[-1 if library_in_scope() == 'mmpretrain' else 0 :]
+        return tuple(range(num_stages))[-1 if library == 'mmpretrain' else 0 :]
     if isinstance(out_indices, int):
         raise ValueError(f'out_indices must be a tuple of stages, got {out_indices!r}')
     for index in out_indices:
@@ -51,6 +58,13 @@ def choose_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tu
     if not out_indices or list(out_indices) != sorted(set(out_indices)):
         raise ValueError(f'out_indices must be stages in ascending order, at least one, got {tuple(out_indices)}')
     return tuple(out_indices)
+
+
+def choose_stem_channels(stem_channels: int | None, base_channels: int, library: str | None) -> int:
+    """Return the channels of the stem; None: those of the library, of which mmdet's alone follow the first stage's."""
+    if stem_channels is not None:
+        return stem_channels
+    return 64 if library in ('mmpretrain', 'mmseg') else base_channels
 
 
 def bias_of_stages(
@@ -80,8 +94,8 @@ def dilations_of_blocks(
     for stage in stages:
         stage[0] //= 2 if contract and stage[0] > 1 else 1
     if multi_grid is not None:
-        if len(multi_grid) != depths[-1]:
-            raise ValueError(f'multi_grid must have {depths[-1]} entries, got {tuple(multi_grid)}')
+        if not isinstance(multi_grid, (tuple, list)) or len(multi_grid) != depths[-1]:
+            raise ValueError(f'multi_grid must have {depths[-1]} entries, got {multi_grid!r}')
         stages[-1] = [positive_integer('each of multi_grid', dilation) for dilation in multi_grid]
     return stages
 
@@ -156,7 +170,7 @@ def drop_path_rates(depths: Sequence[int], last: float) -> list[list[float]]:
     Raises:
         ValueError: for a rate that is not in [0, 1).
     """
-    if not 0 <= last < 1:
+    if not isinstance(last, (int, float)) or not 0 <= last < 1:
         raise ValueError(f'drop_path_rate must be at least 0 and below 1, got {last!r}')
     rates = [last * k / max(1, sum(depths) - 1) for k in range(sum(depths))]
     return [[rates.pop(0) for _ in range(depth)] for depth in depths]

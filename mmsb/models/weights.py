@@ -36,7 +36,7 @@ def split_init_cfg(init_cfg: Mapping | Sequence[Mapping] | None, pretrained) -> 
     Raises:
         ValueError: for what is not an init_cfg, an unknown key of `Pretrained`, no checkpoint, and two of them.
     """
-    cfgs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+    cfgs = list(init_cfg or ()) if isinstance(init_cfg, (list, tuple, type(None))) else [init_cfg]
     if not all(isinstance(cfg, Mapping) and 'type' in cfg for cfg in cfgs):
         raise ValueError(f'init_cfg must be a dict with a type, or a list of such dicts, got {init_cfg!r}')
     found = [cfg for cfg in cfgs if is_pretrained(cfg)]
@@ -64,7 +64,11 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
     Raises:
         ValueError: if the checkpoint has no such part, or nothing that a ResNet has.
     """
-    state = load_state_dict(path)
+    return backbone_of(load_state_dict(path), path, prefix)
+
+
+def backbone_of(state: Mapping[str, Tensor], path: str, prefix: str | None = None) -> dict[str, Tensor]:
+    """Return the weights of the backbone in those of a checkpoint; see `read_backbone`."""
     if prefix is None and any(key.startswith('backbone.') for key in state):
         prefix = 'backbone'
     if prefix:
@@ -72,6 +76,9 @@ def read_backbone(path: str, prefix: str | None = None) -> dict[str, Tensor]:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     backbone = {name: state[key] for key, name in _our_names(filter(_BACKBONE.match, state)).items()}
     backbone = our_weights(backbone)
+    backbone.pop(
+        'conv1.bias', None
+    )  # Caffe's ResNets have one before their first batch norm; the libraries drop it, too
     if not backbone:
         where = f' under the prefix {prefix!r}' if prefix else ''
         raise ValueError(f'checkpoint {path!r} has no ResNet weights{where}: conv1.weight, layer1.0.conv1.weight, ...')
@@ -157,12 +164,7 @@ def load_pretrained(backbone: nn.Module, pretrained: Mapping) -> list[str]:
     theirs, new_parts = _read_fitting(backbone, pretrained)
     backbone.load_state_dict(theirs, strict=False)
     count = sum(key not in theirs for key, _ in backbone.named_parameters())
-    start = ''
-    if backbone.bias_modules() and not any(map(_BIAS.search, theirs)):
-        start = '; spatial bias starts at zero effect'
-        for block in backbone.modules():
-            if hasattr(block, 'zero_bias'):
-                block.zero_bias()
+    start = '; spatial bias starts at zero effect' if start_bias(backbone, new_parts) else ''
     print_log(f'loaded {len(theirs)} tensors of {path!r}; {count} parameters are new{start}', logger='current')
     return new_parts
 
@@ -173,7 +175,6 @@ def _read_fitting(backbone: nn.Module, pretrained: Mapping) -> tuple[dict[str, T
     theirs = read_backbone(path, pretrained.get('prefix'))
     further_stages = tuple(f'layer{i}.' for i in range(backbone.num_stages + 1, 5))
     theirs = {key: value for key, value in theirs.items() if not key.startswith(further_stages)}
-    theirs.pop('conv1.bias', None)  # Caffe's ResNets have one before their first batch norm; the libraries drop it, too
     ours = backbone.state_dict()
     if 'layer1.0.conv2.weight' in theirs and 'layer1.0.conv2.weight' not in ours:
         kind = type(backbone.layer1[0].conv2).__name__
@@ -181,14 +182,28 @@ def _read_fitting(backbone: nn.Module, pretrained: Mapping) -> tuple[dict[str, T
             f'checkpoint {path!r} does not fit: it has 3x3 convolutions where the network has {kind}, which has no use '
             f'for their weights: train from scratch, or start from a checkpoint with {kind}'
         )
-    new_parts = _absent(list(backbone.added_parts()), theirs)
-    has_bias = any(map(_BIAS.search, theirs))
-    # any plugin may be missing as a whole, but spatial bias only from the whole network
-    may_miss = tuple(f'{part}.' for part in new_parts if not (has_bias and _BIAS.search(f'{part}.')))
+    new_parts = parts_to_add(backbone, theirs)
+    may_miss = tuple(f'{part}.' for part in new_parts)
     check_fit(
         path, {key: value for key, value in ours.items() if key in theirs or not key.startswith(may_miss)}, theirs
     )
     return theirs, new_parts
+
+
+def parts_to_add(backbone: nn.Module, theirs: Mapping[str, Tensor]) -> list[str]:
+    """List the parts of an SBResNet that weights may lack: any plugin as a whole, spatial bias only everywhere."""
+    has_bias = any(map(_BIAS.search, theirs))
+    absent = _absent(list(backbone.added_parts()), theirs)
+    return [part for part in absent if not (has_bias and _BIAS.search(f'{part}.'))]
+
+
+def start_bias(backbone: nn.Module, new_parts: Sequence[str]) -> bool:
+    """Start spatial bias at zero effect if it is among the new parts of an SBResNet; return whether it is."""
+    is_new = any(_BIAS.search(f'{part}.') for part in new_parts)
+    for block in backbone.modules():
+        if is_new and hasattr(block, 'zero_bias'):
+            block.zero_bias()
+    return is_new
 
 
 def load_head(model: nn.Module, path: str) -> None:

@@ -1,6 +1,8 @@
 """Deformable convolution (arXiv:1703.06211, arXiv:1811.11168) and attention (arXiv:2010.04159).
 
-The convolutions call torchvision's kernels. Shapes: input (B, C, H, W), output (B, D, H', W'), weight
+The convolutions call torchvision's kernels, the attention mmcv's own CPU function. A tap in row or column -1 is outside
+the map for mmcv's kernels: its place has no gradient. Both of the former give it the derivative towards the map, which
+is replaced here. Shapes: input (B, C, H, W), output (B, D, H', W'), weight
 (D, C / groups, kH, kW), offset (B, 2 * G * kH * kW, H', W') as (dy, dx) in pixels, mask (B, G * kH * kW, H', W'), where
 G is the number of deformable groups.
 """
@@ -198,7 +200,25 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """Compute the gradients of input, weight, offset, mask and bias."""
     operands = _operands(grad_output.shape[-2:], input, weight, offset, mask, bias)
-    return torch.ops.torchvision._deform_conv2d_backward(grad_output, *operands, *geometry, mask is not None)
+    grads = torch.ops.torchvision._deform_conv2d_backward(grad_output, *operands, *geometry, mask is not None)
+    grads[2].masked_fill_(_at_minus_one(operands[2], weight.shape[-2:], geometry), 0)
+    return grads
+
+
+def _at_minus_one(offset: Tensor, kernel_size: torch.Size, geometry: tuple[int, ...]) -> Tensor:
+    """Find the offsets, (B, 2 * G * kH * kW, H', W'), that place their tap in row or column -1.
+
+    In a padded convolution these are all taps of the first row and column while the offsets are zero.
+    """
+    axes = []
+    for i, (taps, length) in enumerate(zip(kernel_size, offset.shape[-2:], strict=True)):
+        stride, padding, dilation = geometry[i], geometry[2 + i], geometry[4 + i]
+        steps = torch.arange(taps, device=offset.device)[:, None] * dilation - padding
+        axes.append(steps + torch.arange(length, device=offset.device) * stride)  # (taps, length)
+    rows, columns = torch.broadcast_tensors(axes[0][:, None, :, None], axes[1][None, :, None, :])
+    grid = torch.stack([rows, columns], 2).flatten(0, 2)  # (2 * kH * kW, H', W')
+    # added in the kernels' precision, in which an offset of 1e-9 also gives -1
+    return (offset.unflatten(1, (-1, len(grid))) + grid.to(offset.dtype) == -1).flatten(1, 2)
 
 
 def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
@@ -252,3 +272,7 @@ def ms_deform_attn_backward(
         (grad_value, grad_sampling_loc, grad_attn_weight), torch.autograd.grad(output, inputs, grad_output), strict=True
     ):
         target.copy_(grad)
+    size = value_spatial_shapes.flip(1)[:, None].to(sampling_locations)  # (levels, 1, 2), width and height
+    position = sampling_locations * size - 0.5
+    outside = (position <= -1) | (position >= size)
+    grad_sampling_loc.masked_fill_(outside.any(-1, keepdim=True), 0)

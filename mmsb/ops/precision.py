@@ -14,7 +14,7 @@ def in_float32(*outputs: str) -> Callable[[Callable], Callable]:
     """Decorate an operation to run without autocast, with float16 and bfloat16 tensors cast to float32.
 
     torchvision's kernels do not support bfloat16, or float16 on a CPU. In plain PyTorch, autocast would round
-    intermediate results.
+    intermediate results. What an operation returns has the dtype of its first tensor, unless it is indices.
 
     Args:
         outputs: names of the arguments that the operation writes to; they keep their dtype.
@@ -32,8 +32,11 @@ def in_float32(*outputs: str) -> Callable[[Callable], Callable]:
             for name, value in tensors.items():
                 if value.dtype in REDUCED and value.numel():  # mmcv passes empty tensors for missing arguments
                     values[name] = value.float()
-            with torch.autocast(next(iter(tensors.values())).device.type, enabled=False):
+            first = next(iter(tensors.values()))
+            with torch.autocast(first.device.type, enabled=False):
                 result = function(*bound.args, **bound.kwargs)
+            if isinstance(result, Tensor) and result.is_floating_point():
+                result = result.to(first.dtype)
             for name, value in given.items():
                 if values[name] is not value:
                     value.copy_(values[name])

@@ -81,6 +81,7 @@ def roi_align_backward(
         return
     height, width = grad_input.shape[-2:]
     positions, weights = _corners(argmax_y, argmax_x, height, width)  # (4, R, C, h, w)
+    weights = weights * (argmax_y != -1)  # mmcv's sign of no maximum, and so without a gradient in row -1 too
     _scatter_add(grad_input, rois, positions, grad_output * weights)
 
 

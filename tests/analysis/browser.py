@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from mmsb.analysis import bias_maps, explain, trained
+from mmsb.configs import load_trained
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 DESKTOP, PHONE = dict(width=1200, height=900), dict(width=375, height=812)
@@ -40,7 +41,7 @@ def browser():
 def explained(digits, tmp_path_factory):
     """Path of the page, and the blocks, recorded anew."""
     cfg = Config.fromfile(digits.config)
-    model = trained.load_trained(cfg, str(digits.checkpoint))
+    model = load_trained(cfg, str(digits.checkpoint))
     picture = trained.read_picture(cfg, model, digits.image)
     blocks = bias_maps.record(model.backbone, picture.inputs)
     answer = trained.answer_of(model, picture, [f'digit {i}' for i in range(10)])

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from mmsb.analysis import attention, bias_maps, pictures, trained
-from mmsb.configs import build_model
+from mmsb.configs import build_model, load_trained
 from mmsb.files import write_figure
 
 needs_library = pytest.mark.skipif(
@@ -22,7 +22,7 @@ DETECTOR = 'faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
 @pytest.fixture
 def classifier(digits):
     cfg = Config.fromfile(digits.config)
-    model = trained.load_trained(cfg, str(digits.checkpoint))
+    model = load_trained(cfg, str(digits.checkpoint))
     return model, trained.read_picture(cfg, model, digits.image)
 
 

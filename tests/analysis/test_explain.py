@@ -14,7 +14,7 @@ from mmsb.analysis import bias_maps, explain, trained
 from mmsb.analysis.bias_maps import BlockMaps
 from mmsb.analysis.trained import Answer, Picture
 from mmsb.checkpoints.load import load_checkpoint
-from mmsb.configs import build_model
+from mmsb.configs import build_model, load_trained
 from mmsb.datasets.test_set import class_names
 from mmsb.models import SBResNetCifar, SpatialBias
 
@@ -127,7 +127,7 @@ def test_blocks_without_mix_are_refused():
 
 def test_the_picture_is_what_the_network_sees(digits):
     cfg = Config.fromfile(digits.config)
-    model = trained.load_trained(cfg, str(digits.checkpoint))
+    model = load_trained(cfg, str(digits.checkpoint))
     picture = trained.read_picture(cfg, model, digits.image)
     pixels = np.asarray(Image.open(digits.image))
     assert np.array_equal(picture.pixels, pixels), 'RGB, although OpenCV loads BGR'
@@ -136,7 +136,7 @@ def test_the_picture_is_what_the_network_sees(digits):
     for to_rgb, first in ((True, 0), (False, 1)):  # the second as CIFAR, whose dataset holds RGB arrays
         cfg.model.data_preprocessor.to_rgb = to_rgb
         cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[first:]
-        again = trained.read_picture(cfg, trained.load_trained(cfg, str(digits.checkpoint)), digits.image)
+        again = trained.read_picture(cfg, load_trained(cfg, str(digits.checkpoint)), digits.image)
         assert np.array_equal(again.pixels, pixels)
         assert np.abs(again.inputs[0].permute(1, 2, 0).numpy() - (pixels - 60.0) / 90).max() < 1e-5
 
@@ -154,7 +154,7 @@ def test_a_grey_image_has_one_channel(digits):
 
 def test_the_answer_of_a_classifier(digits):
     cfg = Config.fromfile(digits.config)
-    model = trained.load_trained(cfg, str(digits.checkpoint))
+    model = load_trained(cfg, str(digits.checkpoint))
     picture = trained.read_picture(cfg, model, digits.image)
     answer = trained.answer_of(model, picture, class_names(cfg, load_checkpoint(digits.checkpoint)))
     scores = model(picture.inputs, picture.samples, mode='predict')[0].pred_score

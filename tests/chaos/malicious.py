@@ -3,6 +3,7 @@
 The code in them would create the file `canary`.
 """
 
+import argparse
 import functools
 import importlib
 import json
@@ -117,6 +118,8 @@ def _calls(canary: str) -> dict[str, Call]:
         'torch.hub.load': Call(torch.hub.load, canary, 'model', 'local'),
         'os.rename by setstate': Call(OrderedDict, state=dict(items=Call(os.mkdir, canary))),
         'class with setstate': Call(HistoryBuffer, state=Call(os.system, shell)),
+        'arguments with setstate': Call(argparse.Namespace, state=Call(os.system, shell)),
+        'arguments without names': Call(argparse.Namespace, state=[canary]),
         'set attributes': Call(setattr, HistoryBuffer, 'mean', os.system),
         'defaultdict': Call(importlib.import_module('collections').defaultdict, os.system),
     }

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import mmengine
 import mmpretrain.models  # noqa: F401  (imported once for all children)
+import scenes
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from mmsb.checkpoints.load import load_checkpoint
-from mmsb.datasets import digits
 from mmsb.engine import (
     fast,
     launcher,  # noqa: F401
@@ -220,7 +220,7 @@ def prepare(folder: Path) -> Path:
     """Make a folder for victims, with the data in it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / 'data/demo').exists():
-        digits.write(folder / 'data/demo')
+        scenes.write(folder)
     return folder
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.logging import MMLogger
+from scenes import FOUR_SCENES
 
 from chaos.inject import at_iteration
 from chaos.outcome import many_words, resumed_at, weights_of_whole, wrong_bits
@@ -119,7 +120,8 @@ def _config(folder: Path, library: str) -> Path:
     path = folder / f'writers-{library}.py'
     if name is None:
         return write_config(path, interval=1)
-    path.write_text(SCENES.format(root=ROOT, name=name, **options))
+    few = FOUR_SCENES if library == 'mmdet' else ''
+    path.write_text(SCENES.format(root=ROOT, name=name, **options) + few)
     return path
 
 

@@ -13,7 +13,7 @@ from mmengine.visualization import Visualizer
 
 from mmsb.analysis import zoo
 from mmsb.engine import rng
-from mmsb.engine.dry_run import check_config, rehearsal
+from mmsb.engine.dry_run import check_config, loaders
 from mmsb.engine.launcher import check_before_run, common_parser, load_config
 from mmsb.engine.safety import add_safety
 
@@ -236,7 +236,7 @@ def test_a_large_annotation_file_is_not_read(there, monkeypatch):
     datasets = pytest.importorskip('mmdet.datasets')
     read, load = [], datasets.CocoDataset.load_data_list
     small = there / 'data/demo/digits-scenes/annotations/instances_val.json'
-    monkeypatch.setattr(rehearsal, 'LARGE_BYTES', small.stat().st_size)
+    monkeypatch.setattr(loaders, 'LARGE_BYTES', small.stat().st_size)
     monkeypatch.setattr(datasets.CocoDataset, 'load_data_list', lambda self: read.append(self.ann_file) or load(self))
     check_before_run(prepared(zoo.CONFIGS / DETECTOR), RUN)
     assert {path.rpartition('_')[2] for path in read} == {'val.json'}

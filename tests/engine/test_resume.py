@@ -9,6 +9,7 @@ import torch
 from chaos.inject import at_iteration, die
 from chaos.victim import ROOT, Victim, amp_on_cpu, differing, train, weights_of, write_config
 from mmengine.runner.checkpoint import _load_checkpoint as stock_load
+from scenes import FOUR_SCENES
 
 from mmsb.checkpoints.load import load_checkpoint
 from mmsb.checkpoints.plain import restore
@@ -69,7 +70,7 @@ train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, d
 val_dataloader = dict(num_workers=0, persistent_workers=False, batch_size=4, dataset=dict(indices=4))
 train_cfg = dict({'max_epochs=2' if by_epoch else 'max_iters=6'}, val_interval={2 if by_epoch else 6})
 default_hooks = dict(checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, by_epoch=False))
-""")
+{FOUR_SCENES if library == 'mmdet' else ''}""")
     whole = train(arena, arena / 'config.py', '--work-dir', 'whole')
     assert whole.code == 0, whole.said()
     killed = train(arena, arena / 'config.py', '--work-dir', 'run', before=lambda: at_iteration(4, die))

@@ -13,7 +13,7 @@ from mmsb.engine.exact_data import name_samples
 FLAWS = {
     'empty': (b'', 'is empty (0 bytes)'),
     'undecodable': (b'no image', 'is not an image: it starts with'),
-    'missing': (None, 'No such file'),
+    'missing': (None, 'does not exist'),  # which a listing of the folder tells before anything is written
 }
 
 
@@ -48,6 +48,7 @@ def test_a_bad_mask_is_named_in_training(arena, flaw, workers):
     assert str(bad) in last
     assert FLAWS[flaw][1] in last
     assert 'Traceback' not in stopped.said()
+    assert flaw != 'missing' or not (arena / 'run').exists()
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -3,10 +3,13 @@
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import scenes
 import torch
 from mmengine.config import Config
+from mmseg.structures import SegDataSample
 from torchvision.ops import batched_nms
 
 from mmsb.configs import build_model, read_config
@@ -39,7 +42,7 @@ def weights(tmp_path_factory) -> dict[str, Path]:
 def predicted(library: str, weights: Path, folder: Path) -> list[list]:
     """Predict the first images of a folder, and their flips, without test-time augmentation."""
     inferencer = Inferencer(str(CONFIGS[library]), weights, device='cpu')
-    pictures = list(read(find([folder])[:IMAGES], skip=pytest.fail))
+    pictures = list(read(find([folder])[:IMAGES], inferencer.pipeline, skip=pytest.fail))
     flips = [Picture(one.path, np.ascontiguousarray(one.pixels[:, ::-1])) for one in pictures]
     return [[prediction.sample for prediction in inferencer.predict(views)] for views in (pictures, flips)]
 
@@ -61,7 +64,8 @@ def test_scores_of_a_classifier(weights, demo_data, tmp_path, run_tool):
 
 
 def test_boxes_of_a_detector(weights, demo_data, tmp_path, run_tool):
-    found = run_with_tta('mmdet', weights['mmdet'], demo_data, tmp_path, run_tool)
+    few = [one.replace('evaluator.', 'evaluator.0.') for one in scenes.options('test', IMAGES)]  # --out adds another
+    found = run_with_tta('mmdet', weights['mmdet'], demo_data, tmp_path, run_tool, *few)
     views = predicted('mmdet', weights['mmdet'], demo_data / 'data/demo/digits-scenes/images/val')
     for one, plain, flip in zip(found, *([sample.pred_instances for sample in view] for view in views), strict=True):
         mirrored = flip.bboxes.clone()
@@ -80,6 +84,41 @@ def test_labels_of_a_segmenter_and_its_truth(weights, demo_data, tmp_path, run_t
     for one, plain, flip in zip(found, *views, strict=True):
         shares = plain.seg_logits.data.softmax(0) + flip.seg_logits.data.softmax(0).flip(-1)
         assert torch.equal(one['pred_sem_seg']['data'][0], shares.argmax(0))
+
+
+def test_a_segmenter_with_one_output(demo_data, tmp_path, run_tool):
+    """The mean of the two sigmoids, compared with the threshold; the pictures have the names of the files."""
+    config = tmp_path / 'one.py'
+    config.write_text(f"""_base_ = {str(CONFIGS['mmseg'])!r}
+model = dict(decode_head=dict(num_classes=2, out_channels=1, loss_decode=dict(use_sigmoid=True)))
+test_dataloader = dict(dataset=dict(metainfo=dict(classes=('ground', 'thing'), palette=[[0, 0, 0], [255, 0, 0]])))
+""")
+    cfg = read_config(str(config))
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    torch.save(model.state_dict(), tmp_path / 'one.pth')
+    paths = find([demo_data / 'data/demo/digits-scenes/images/val'])[:IMAGES]
+    means = []
+    for path in paths:
+        pixels = cv2.imread(path)
+        scores = []
+        for view in (pixels, pixels[:, ::-1]):
+            inputs = [torch.from_numpy(np.ascontiguousarray(view)).permute(2, 0, 1)]
+            with torch.no_grad():
+                batch = model.data_preprocessor(dict(inputs=inputs, data_samples=[SegDataSample()]))
+                scores.append(model.encode_decode(batch['inputs'], [dict(img_shape=pixels.shape[:2])])[0, 0].sigmoid())
+        means.append((scores[0] + scores[1].flip(-1)) / 2)
+    threshold = float(torch.stack(means).median())
+    done = run_tool('test.py', config, tmp_path / 'one.pth', '--tta', '--out', tmp_path / 'out.pkl', '--work-dir',
+                    tmp_path / 'run', '--show-dir', tmp_path / 'drawn', '--cfg-options',
+                    f'model.decode_head.threshold={threshold}', *SHORT, cwd=demo_data)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = pickle.loads((tmp_path / 'out.pkl').read_bytes())
+    for one, mean in zip(found, means, strict=True):
+        clear = (mean - threshold).abs() > 1e-5
+        assert torch.equal(one['pred_sem_seg']['data'][0][clear].bool(), (mean > threshold)[clear])
+    drawn = sorted(str(path.relative_to(tmp_path / 'drawn')) for path in (tmp_path / 'drawn').rglob('*.*'))
+    assert drawn == [Path(path).with_suffix('.png').name for path in paths]
 
 
 def test_annotations_are_those_of_the_image_and_not_of_its_flip():
@@ -117,7 +156,7 @@ def test_views_are_not_drawn_by_mmpretrain(weights, demo_data, tmp_path, run_too
     done = run_tool('test.py', CONFIGS['mmpretrain'], weights['mmpretrain'], '--tta', '--show-dir', tmp_path / 'drawn',
                     '--work-dir', tmp_path / 'run', cwd=demo_data)  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith('error: --show-dir: MMPretrain draws on the image')
+    assert done.stderr.splitlines()[-1].startswith('error: --show-dir: MMPretrain draws the label')
     assert list(tmp_path.iterdir()) == []
 
 

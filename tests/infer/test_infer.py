@@ -3,6 +3,7 @@
 import json
 import operator
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose
+from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmsb.configs import build_model, read_config
+from mmsb.exported import to_scores
 from mmsb.infer import Inferencer, inputs, write_predictions
+from mmsb.infer.drawn import Names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
@@ -73,8 +77,42 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(folder, tmp_path
     ]  # fmt: skip
 
 
+def test_linked_folders_are_followed_once_and_not_in_circles(tmp_path):
+    for name in ('store/ant/0.PNG', 'store/bee/1.jfif', 'data/own/2.png', 'data/.hidden/3.png', 'data/own/.4.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in {
+        'data/ant': '../store/ant', 'data/bee': '../store/bee', 'data/again': '../store/ant', 'data/own/up': '..',
+        'data/own/self': '.', 'data/gone': 'nothing', 'data/5.png': '../store/ant/0.PNG', 'data/6.png': 'nothing.png',
+        'linked': 'data',
+    }.items():  # fmt: skip
+        (tmp_path / link).symlink_to(target)
+    for top in ('data', 'linked'):
+        wanted = ['5.png', 'again/0.PNG', 'bee/1.jfif', 'own/2.png']
+        assert inputs.find(tmp_path / top) == [str(tmp_path / top / name) for name in wanted]
+        wanted = ['again/0.PNG', 'ant/0.PNG', 'bee/1.jfif']
+        assert inputs.find(f'{tmp_path}/{top}/[ab]*') == [str(tmp_path / top / name) for name in wanted]
+        assert inputs.find(f'{tmp_path}/{top}/**/*.PNG') == [str(tmp_path / top / 'again/0.PNG')]
+
+
+def test_folders_that_all_link_to_each_other(tmp_path, monkeypatch):
+    names = [f'{i:02d}' for i in range(12)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'a.png').touch()
+        for other in names:
+            (tmp_path / name / other).symlink_to(tmp_path / other)
+    wanted = [str(tmp_path / name / 'a.png') for name in names]
+    assert sorted(map(os.path.realpath, inputs.find(tmp_path))) == wanted
+    assert sorted(map(os.path.realpath, inputs.find(f'{tmp_path}/**/a.png'))) == wanted
+    monkeypatch.chdir(tmp_path)
+    assert sorted(map(os.path.realpath, inputs.find('**/*.png'))) == wanted
+    assert inputs.find('0[12]/a.png') == ['01/a.png', '02/a.png']
+    assert len(inputs.find('03/**')) == 12
+
+
 def test_frames_of_a_video_are_numbered(folder):
-    frames = list(inputs.read([str(folder / 'clip.avi')], skip=pytest.fail))
+    frames = list(inputs.read([str(folder / 'clip.avi')], None, skip=pytest.fail))
     assert [frame.frame for frame in frames] == [0, 1, 2]
     assert [round(float(frame.pixels.mean()), -1) for frame in frames] == [0, 100, 200]
     assert inputs.count(inputs.find([folder])) == len(SIZES) + 1 + 3
@@ -158,20 +196,34 @@ def test_a_mask_holds_the_labels_of_the_library(folder, weights, inferencers, tm
         assert image['pixels'] == {names[label]: int((labels == label).sum()) for label in np.unique(labels)}
 
 
-def test_pictures_of_the_same_name_are_kept_apart(folder, inferencers, tmp_path):
-    (tmp_path / 'other').mkdir()
-    Image.open(folder / 'b.png').save(tmp_path / 'other/a.png')
-    out = tmp_path / 'out'
-    found = write_predictions(
-        inferencers['classifier'], [folder / 'a.png', tmp_path / 'other', folder / 'clip.avi'], out
-    )
-    assert [image['drawn'] for image in found['images']] == [
-        'drawn/a.png', 'drawn/a_2.png', *(f'drawn/clip_{i:06d}.jpg' for i in range(3)),
+def test_pictures_are_named_by_the_place_of_their_files(folder, inferencers, tmp_path):
+    for name in ('one/a.png', 'two/a.png', 'two/deep/a.png', 'two/deep/a.bmp'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(folder / 'b.png').save(tmp_path / name)
+    shutil.copy(folder / 'clip.avi', tmp_path / 'two')
+    wanted = [
+        'one/a', 'two/a', *(f'two/clip_{i:06d}' for i in range(3)), 'two/deep/a', 'two/deep/a_png',
     ]  # fmt: skip
-    assert [image.get('frame') for image in found['images']] == [None, None, 0, 1, 2]
-    assert sorted(path.name for path in (out / 'drawn').iterdir()) == sorted(
-        Path(image['drawn']).name for image in found['images']
+    out = tmp_path / 'out'
+    for kind in ('classifier', 'segmenter'):
+        found = write_predictions(inferencers[kind], [tmp_path / 'one', tmp_path / 'one/../two'], out)['images']
+        drawn = [image['drawn'] for image in found]
+        assert drawn == [f'drawn/{name}.{"jpg" if "clip" in name else "png"}' for name in wanted]
+        assert [image.get('frame') for image in found] == [None, None, 0, 1, 2, None, None]
+        assert sorted(str(path.relative_to(out)) for path in (out / 'drawn').rglob('*.*')) == sorted(drawn)
+    assert [image['mask'] for image in found] == [f'masks/{name}.png' for name in wanted]
+    assert sorted(str(path.relative_to(out / 'masks')) for path in (out / 'masks').rglob('*.png')) == sorted(
+        f'{name}.png' for name in wanted
     )
+
+
+def test_names_stay_below_the_folder_of_the_output():
+    names = Names(['data/../../x/a.png', 'data/b.png'])
+    chosen = [names.choose(path) for path in ('data/../../x/a.png', 'data/b.png', '/elsewhere/c.png', '../../../d.png')]
+    assert len(set(chosen)) == 4
+    assert not any(name.startswith('/') or '..' in name.split('/') for name in chosen)
+    assert (chosen[0], chosen[2]) == ('x/a', 'elsewhere/c')
+    assert Names(['a/b/c.png']).choose('a/b/c.png') == 'c'
 
 
 def test_deployed_networks_predict_the_same(folder, weights, inferencers):
@@ -204,6 +256,92 @@ def test_a_network_for_a_dataset_of_arrays_gets_rgb(folder, weights, inferencers
     rgb = inputs.Picture('a.png', cv2.imread(str(folder / 'a.png'))[..., ::-1].copy())
     (wanted,) = inferencers['classifier'].predict([rgb])
     torch.testing.assert_close(found.sample.pred_score, wanted.sample.pred_score)
+
+
+@pytest.mark.parametrize('options', [dict(num_classes=2, out_channels=1), dict(num_classes=1)])
+def test_a_segmenter_of_two_classes_with_one_output(options, folder, tmp_path):
+    cfg = read_config(CONFIGS['segmenter'])
+    cfg.model.decode_head.update(loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True), **options)
+    cfg.test_dataloader.dataset.metainfo = dict(classes=('ground', 'thing'), palette=[[1, 2, 3], [200, 0, 0]])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    path = str(folder / 'a.png')
+    pixels = torch.from_numpy(cv2.imread(path)).permute(2, 0, 1)
+    with torch.no_grad():
+        batch = model.data_preprocessor(dict(inputs=[pixels], data_samples=[SegDataSample()]))
+        scores = model.encode_decode(batch['inputs'], [dict(img_shape=(64, 64))])[0, 0].sigmoid().numpy()
+    cfg.model.decode_head.threshold = float(np.median(scores))
+    torch.save(model.state_dict(), tmp_path / 'one.pth')
+    inferencer = Inferencer(cfg, tmp_path / 'one.pth', device='cpu')
+    (image,) = write_predictions(inferencer, path, tmp_path / 'out')['images']
+    mask = np.asarray(Image.open(tmp_path / 'out' / image['mask']))
+    clear = abs(scores - np.median(scores)) > 1e-5
+    np.testing.assert_array_equal(mask[clear], (scores > np.median(scores))[clear])
+    assert image['pixels'] == {'ground': int((mask == 0).sum()), 'thing': int((mask == 1).sum())}
+    drawn = np.asarray(Image.open(tmp_path / 'out' / image['drawn'])).astype(int)
+    red = drawn[..., 0] - drawn[..., 1]
+    assert red[mask == 1].mean() > red[mask == 0].mean() + 100
+
+
+@pytest.mark.parametrize('head', ['MultiLabelLinearClsHead', 'CSRAClsHead'])
+def test_a_classifier_of_several_labels_gives_those_that_its_head_predicts(head, folder, tmp_path):
+    cfg = read_config(CONFIGS['classifier'])
+    cfg.model.head = dict(type=head, num_classes=10, in_channels=cfg.model.head.in_channels, thr=0.5)
+    if head == 'CSRAClsHead':
+        cfg.model.pop('neck')
+        cfg.model.head.update(num_heads=1, lam=0.1)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter)  # some scores on either side of the threshold
+    torch.save(model.state_dict(), tmp_path / 'several.pth')
+    inferencer = Inferencer(cfg, tmp_path / 'several.pth', device='cpu')
+    numbers = []
+    for prediction in inferencer(images(folder)):
+        pixels = torch.from_numpy(cv2.imread(prediction.picture.path)).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            scores = model.head(model.extract_feat((pixels - 60) / 90))[0].sigmoid()
+        assert {one['label']: one['score'] for one in prediction.found} == pytest.approx(
+            {i: score for i, score in enumerate(scores.tolist()) if score >= 0.5}, rel=1e-4
+        )
+        assert [one['score'] for one in prediction.found] == sorted(one['score'] for one in prediction.found)[::-1]
+        assert inferencer.draw(prediction).shape[2] == 3
+        numbers.append(len(prediction.found))
+    assert max(numbers) > 1
+    torch.testing.assert_close(to_scores(model, torch.tensor([[0.0, 1.0]])), torch.tensor([[0.5, 0.7310586]]))
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_orientation_and_channels_are_those_of_the_test(kind, tmp_path):
+    """An image of four channels that EXIF turns, read without either being changed."""
+    cfg = read_config(CONFIGS[kind])
+    cfg.model.backbone.in_channels = 4
+    cfg.model.data_preprocessor.update(mean=None, std=None)
+    cfg.model.data_preprocessor.pop('bgr_to_rgb', None)
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    model = build_model(cfg).eval()
+    torch.save(model.state_dict(), tmp_path / 'four.pth')
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels, 'RGBA').save(tmp_path / 'turned.png', exif=exif)
+    seen = []
+    inferencer = Inferencer(cfg, tmp_path / 'four.pth', device='cpu')
+    inferencer.model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    (image,) = write_predictions(inferencer, tmp_path / 'turned.png', tmp_path / 'out')['images']
+    bgra = torch.from_numpy(pixels[..., [2, 1, 0, 3]].copy()).permute(2, 0, 1)[None].float()
+    assert torch.equal(seen[0][..., :64, :96], bgra)
+    assert (image['width'], image['height']) == (96, 64)
+    width, height = Image.open(tmp_path / 'out' / image['drawn']).size
+    assert width / height == 1.5
+
+
+def test_a_file_of_other_channels_is_named(weights, tmp_path):
+    cfg = read_config(CONFIGS['classifier'])
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    Image.new('RGBA', (64, 64)).save(tmp_path / 'rgba.png')
+    with pytest.raises(ValueError, match=r"^the network fails on image '.*rgba\.png': .*4"):
+        list(Inferencer(cfg, weights['classifier'], device='cpu')(tmp_path / 'rgba.png'))
 
 
 @pytest.mark.parametrize('kind', CONFIGS)

@@ -12,7 +12,8 @@ import torch
 import warm
 from mmengine.utils import digit_version
 from timm.models import regnet
-from torch import nn
+from torch import fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import mmsb
 from mmsb.models import SBResNet
@@ -233,26 +234,98 @@ def test_folding_keeps_the_function(kind):
 @pytest.mark.parametrize('kind', [RESNET, CONVNEXT])
 @torch.no_grad()
 def test_compiles_to_one_graph(kind):
-    net = trained(kind)
+    net = trained(kind).double()
     expected = out(net)
-    torch.testing.assert_close(out(torch.compile(net, backend='eager', fullgraph=True)), expected)
+    torch.testing.assert_close(out(torch.compile(net, backend='eager', fullgraph=True)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_compiled_block_trains():
-    block, x = biased(trained(RESNET))[1], torch.randn(2, 32, 16, 16)
+    block, x = biased(trained(RESNET).double())[1], torch.randn(2, 32, 16, 16, dtype=torch.double)
     expected = [block(x), *torch.autograd.grad(block(x).square().mean(), block.bias_conv.weight)]
     compiled = torch.compile(block, backend='aot_eager', fullgraph=True)
     found = [y := compiled(x), *torch.autograd.grad(y.square().mean(), block.bias_conv.weight)]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @NEEDS_EXPORT
 @pytest.mark.parametrize('kind', [RESNET, CONVNEXT])
 @torch.no_grad()
 def test_exports(kind):
+    net = trained(kind).double()
+    program = torch.export.export(net, (image().double(),))
+    torch.testing.assert_close(program.module()(image().double()), out(net), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('kind', [RESNET, CONVNEXT, INVERTED])
+def test_traces_with_gradients(kind, training):
+    net = trained(kind).train(training)
+    traced = torch.jit.trace(net, image())
+    if not training:
+        torch.testing.assert_close(traced(image()), net(image()), rtol=1e-4, atol=1e-4)
+
+
+class Leaves(fx.Tracer):
+    """Enters no module of the types named."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names = names
+
+    def is_leaf_module(self, module, name):
+        return type(module).__name__ in self.names or super().is_leaf_module(module, name)
+
+
+@every_type
+def test_torch_fx_keeps_every_parameter(kind):
     net = trained(kind)
-    program = torch.export.export(net, (image(),))
-    torch.testing.assert_close(program.module()(image()), out(net), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        before = out(net)
+    graph = fx.symbolic_trace(net)
+    assert set(dict(graph.named_parameters())) == set(dict(net.named_parameters()))
+    with torch.no_grad():
+        for one in (graph, copy.deepcopy(graph), net, copy.deepcopy(net)):  # in turn: neither disturbs the other
+            assert torch.equal(out(one), before)
+        for block in biased(net):
+            block.bias_conv.weight *= -1
+        assert torch.equal(out(graph), out(net))
+        assert not torch.equal(out(graph), before)
+    train(graph)
+    assert all(block.bias_conv.weight.grad.any() for block in biased(net))
+
+
+@pytest.mark.parametrize('name', ['resnet18d', 'tf_efficientnet_lite0', 'convnext_atto'])  # the second pads by hand
+def test_features_by_a_graph_are_those_of_the_network(name):
+    net = mmsb.add_spatial_bias(timm.create_model(name, num_classes=0)).eval()
+    for block in biased(net):
+        nn.init.normal_(block.bias_conv.weight)
+    with torch.no_grad():
+        expected = net.forward_intermediates(image(), indices=[2, 3], intermediates_only=True)
+        features = timm.models.FeatureGraphNet(copy.deepcopy(net), out_indices=(2, 3))
+        torch.testing.assert_close(features(image()), expected)
+    names = {name for name in net.state_dict() if name.split('.')[-2].startswith('bias')}
+    assert len(names) > 4
+    assert {name.removeprefix('graph_module.') for name in features.state_dict()} >= names
+    with pytest.raises(ValueError, match='a graph has lost: add the bias, then trace it'):
+        mmsb.add_spatial_bias(features)
+
+
+def test_extracted_features_and_leaves_of_all_sizes():
+    net = trained(RESNET)
+    seen = {}
+    handle = net.layer2.register_forward_hook(lambda _, __, out: seen.update(layer2=out))
+    expected = out(net)
+    handle.remove()
+    features = create_feature_extractor(net, ['layer2', 'fc'])(image())
+    assert torch.equal(features['layer2'], seen['layer2'])
+    assert torch.equal(features['fc'], expected)
+    for leaves in (('Bottleneck',), ('Sequential', 'Bottleneck')):
+        graph = fx.GraphModule(net, Leaves(*leaves).trace(net))
+        assert torch.equal(out(graph), expected)
+        assert set(dict(graph.named_parameters())) == set(dict(net.named_parameters()))
+    with pytest.raises(ValueError, match=r'must not hide the reader of spatial bias: timm\.layers\.mlp\.'):
+        Leaves('Mlp', 'ConvMlp').trace(trained(CONVNEXT))
 
 
 DISTRIBUTED = """
@@ -265,15 +338,15 @@ import test_any_network as here
 rank = int(sys.argv[1])
 dist.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=rank, world_size=2)
 for kind in (here.RESNET, here.CONVNEXT, here.INVERTED):
-    net = here.trained(kind)  # in evaluation mode: statistics of a batch are those of a process
+    net = here.trained(kind).double()  # in evaluation mode: statistics of a batch are those of a process
     both = DistributedDataParallel(net)
     for _ in range(2):
         net.zero_grad()
-        both(here.image()[rank::2]).square().mean().backward()
+        both(here.image()[rank::2].double()).square().mean().backward()
     ours = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    net(here.image()).square().mean().backward()
-    torch.testing.assert_close(ours, [p.grad for p in net.parameters()], rtol=1e-3, atol=1e-5)
+    net(here.image().double()).square().mean().backward()
+    torch.testing.assert_close(ours, [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-9)
 print('the same')
 """
 

@@ -1,5 +1,8 @@
 """SBResNet as a classifier in plain PyTorch, in timm's registry and through torch.hub."""
 
+import copy
+import functools
+import inspect
 import re
 import runpy
 import subprocess
@@ -23,6 +26,15 @@ NEW = ('spatial_bias', 'bias_norm', 'bias_conv')
 
 def image():
     return torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(1))
+
+
+def same(found, expected):
+    """Compare in float64: float32 rounds differently from kernel to kernel, and so from processor to processor."""
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def run(net):
+    return copy.deepcopy(net).double().eval()(image().double())
 
 
 def scramble_norms(net):
@@ -68,8 +80,7 @@ def test_it_is_torchvisions_network_and_the_bias(depth):
 
 @torch.no_grad()
 def test_starts_as_the_plain_classifier(plain, path):
-    ours = mmsb.sb_resnet18(path, num_classes=7).eval()
-    torch.testing.assert_close(ours(image()), plain(image()))
+    same(run(mmsb.sb_resnet18(path, num_classes=7)), run(plain))
 
 
 @torch.no_grad()
@@ -88,10 +99,9 @@ def test_loads_a_classifier_with_bias_whole(tmp_path):
 
 @torch.no_grad()
 def test_another_number_of_classes_is_a_new_head(plain, path):
-    ours = mmsb.sb_resnet18(path, num_classes=4).eval()
-    assert ours(image()).shape == (2, 4)
-    features = mmsb.sb_resnet18(path, num_classes=0).eval()(image())
-    torch.testing.assert_close(plain.fc(features), plain(image()))
+    assert run(mmsb.sb_resnet18(path, num_classes=4)).shape == (2, 4)
+    features = run(mmsb.sb_resnet18(path, num_classes=0))
+    same(copy.deepcopy(plain.fc).double()(features), run(plain))
 
 
 def test_it_trains():
@@ -111,6 +121,44 @@ print(sorted({{'mmpretrain', 'mmdet', 'mmseg', 'timm'}} & set(sys.modules)))
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == '[]'
+
+
+THREE = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))
+OPTIONS = {  # every option of SBResNet that a classifier has: values to try, in a network of 8 channels
+    'spatial_bias': [None, dict(fusion='add')], 'sb_stages': [(True, True, True, True)],
+    'conv2': [dict(type='mmsb.SK')],
+    'plugins': [[dict(cfg=dict(type='mmsb.SE', ratio=2), position='after_conv3')]],
+    'dcn': [dict(type='DCNv2')], 'stage_with_dcn': [(False, True, True, True)], 'groups': [2], 'base_width': [16],
+    'width_per_group': [6], 'expansion': [1, 2, 8], 'stem_channels': [12], 'base_channels': [8, 32],
+    'num_stages': [THREE],
+    'strides': [(1, 2, 1, 1), (2, 2, 2, 2)], 'dilations': [(1, 1, 2, 4)], 'style': ['caffe'], 'deep_stem': [True],
+    'avg_down': [True], 'frozen_stages': [0, 4], 'conv_cfg': [dict(type='Conv2d')], 'norm_eval': [True],
+    'norm_cfg': [dict(type='GN', num_groups=4)], 'with_cp': [True], 'multi_grid': [(1, 2, 4)],
+    'contract_dilation': [True], 'zero_init_residual': [False], 'drop_path_rate': [0.2],
+    'init_cfg': [dict(type='Kaiming', layer='Conv2d')],
+}  # fmt: skip
+TOGETHER = dict(dcn=dict(stage_with_dcn=OPTIONS['stage_with_dcn'][0]))
+WITHOUT_MEANING = ('self', 'depth', 'in_channels', 'out_indices', 'pretrained')  # of another name, fixed, or a file
+
+
+def test_every_option_has_a_value_to_try():
+    assert set(OPTIONS) == set(inspect.signature(SBResNet.__init__).parameters) - set(WITHOUT_MEANING)
+
+
+@pytest.mark.parametrize(('name', 'value'), [(name, value) for name in OPTIONS for value in OPTIONS[name]])
+def test_every_option_works_and_the_feature_maps_are_those_described(name, value):
+    options = value if name == 'num_stages' else {name: value}
+    net = mmsb.sb_resnet50(num_classes=7, **{'base_channels': 8, **options, **TOGETHER.get(name, {})})
+    seen = {}
+    for info in net.feature_info:
+        keep = functools.partial(lambda module, _, __, out: seen.update({module: out.shape}), info['module'])
+        net.get_submodule(info['module']).register_forward_hook(keep)
+    out = net(torch.randn(2, 3, 64, 64))
+    assert out.shape == (2, 7)
+    out.sum().backward()
+    for info in net.feature_info:
+        assert seen[info['module']][1:3] == (info['num_chs'], 64 // info['reduction'])
+    assert net.num_features == net.feature_info[-1]['num_chs'] == net.fc.in_features
 
 
 @torch.no_grad()
@@ -148,7 +196,7 @@ def test_timm_builds_the_classifier(tmp_path):
 def test_torch_hub(plain, path):
     assert {f'sb_resnet{depth}' for depth in DEPTHS} <= set(runpy.run_path(str(ROOT / 'hubconf.py')))
     net = torch.hub.load(str(ROOT), 'sb_resnet18', source='local', pretrained=str(path), num_classes=7)
-    torch.testing.assert_close(net.eval()(image()), plain(image()))
+    same(run(net), run(plain))
 
 
 @pytest.mark.parametrize(('make', 'named'), [
@@ -156,6 +204,14 @@ def test_torch_hub(plain, path):
     (lambda path: mmsb.sb_resnet18(num_classes=-1), ['num_classes', '-1', 'at least']),
     (lambda path: mmsb.sb_resnet18(num_clases=3), ['num_clases', 'num_classes']),
     (lambda path: mmsb.sb_resnet18(spatial_bias=dict(num_map=3)), ['num_map', 'num_maps']),
+    (lambda path: mmsb.sb_resnet18(num_stages=3), ['strides', '3 stages']),
+    (lambda path: mmsb.sb_resnet18(expansion=2), ['expansion', '1', 'got 2']),
+    (lambda path: mmsb.sb_resnet50(multi_grid=3), ['multi_grid', '3 entries', 'got 3']),
+    (lambda path: mmsb.sb_resnet50(drop_path_rate='a'), ['drop_path_rate', "'a'"]),
+    (lambda path: mmsb.sb_resnet50(norm_cfg='BN'), ['norm_cfg', 'dict', "'BN'"]),
+    (lambda path: mmsb.sb_resnet50(conv_cfg=dict()), ['conv_cfg', 'type', '{}']),
+    (lambda path: mmsb.sb_resnet50(init_cfg=3), ['init_cfg', 'dict', 'got 3']),
+    (lambda path: mmsb.sb_resnet50(deep_stem=True, stem_channels=1), ['stem_channels', 'at least 2', 'deep_stem']),
     (lambda path: mmsb.sb_resnet18(in_channels=3), ['in_channels', "did you mean 'in_chans'"]),
     (lambda path: timm.create_model('sb_resnet18', pretrained=True), ['sb_resnet18', 'checkpoint_path']),
     (lambda path: timm.create_model('sb_resnet18', drop_block=0.1), ['drop_block', 'drop_path_rate']),

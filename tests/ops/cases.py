@@ -101,6 +101,16 @@ def roi_align(rng, pool_mode, sampling_ratio, aligned, scale):
 GEOMETRY = dict(stride=(1, 2), groups=(1, 2), deform_groups=(1, 2))  # dilated by 2 at stride 1
 
 
+@case(pool_mode=('avg', 'max'), aligned=(True, False))
+def roi_align_at_the_borders(rng, pool_mode, aligned):
+    """Samples in rows and columns -1, 0, H - 1 and H, between and beyond them, of features with ties."""
+    features = torch.from_numpy(rng.randint(-2, 3, (2, 3, 6, 7)).astype(np.float32)).requires_grad_()
+    corners = rng.randint(-6, 20, (40, 2, 2)) / 2
+    rois = np.hstack([rng.randint(0, 2, (40, 1)), corners.min(1), corners.max(1)]).astype(np.float32)
+    output = ops.roi_align(features, torch.from_numpy(rois), (2, 4), 1.0, 2, pool_mode, aligned)  # exact in float32
+    return with_gradients(rng, output, features=features)
+
+
 @case(**GEOMETRY)
 def deform_conv(rng, stride, groups, deform_groups):
     dilation = 3 - stride
@@ -122,6 +132,24 @@ def modulated_deform_conv(rng, stride, groups, deform_groups, bias):
     operands = [*inputs.values(), *([] if bias else [None])]
     output = ops.modulated_deform_conv2d(*operands, stride, dilation, dilation, groups, deform_groups)
     return with_gradients(rng, output, **inputs)
+
+
+@case(**GEOMETRY, modulated=(False, True))
+def deform_conv_on_the_grid(rng, stride, groups, deform_groups, modulated):
+    """Taps in rows and columns -1, 0, H - 1 and H, between and beyond them; offsets of 0, as each training starts; and
+    tiny ones, with which some taps are at -1 in float32, and others beside 0.
+    """
+    dilation = 3 - stride
+    inputs = _deform_inputs(rng, stride, groups, deform_groups)
+    steps = rng.randint(-12, 13, inputs['offset'].shape) * rng.choice([0, 1e-9, 0.5, 1], inputs['offset'].shape)
+    inputs['offset'] = torch.from_numpy(steps.astype(np.float32)).requires_grad_()
+    geometry = (stride, dilation, dilation, groups, deform_groups)
+    if not modulated:
+        return with_gradients(rng, ops.deform_conv2d(*inputs.values(), *geometry), **inputs)
+    weight = inputs.pop('weight')
+    inputs['mask'] = tensor(rng, 2, 9 * deform_groups, *steps.shape[-2:]).sigmoid().requires_grad_()
+    inputs['weight'] = weight
+    return with_gradients(rng, ops.modulated_deform_conv2d(*inputs.values(), None, *geometry), **inputs)
 
 
 @case

@@ -159,6 +159,40 @@ def test_deformable_attention():
     assert torch.autograd.gradcheck(lambda v, p, w: attend(v, *arguments[:2], p, w, 64), inputs)
 
 
+@pytest.mark.parametrize(('row', 'gradient'), [  # of a column 1, 2, 3 and zeros around it
+    (-1.5, 0), (-1, 0), (-0.75, 1), (0.5, 1), (2.25, -3), (3, 0), (3.5, 0)
+])  # fmt: skip
+def test_a_place_in_row_minus_one_is_outside_for_deformable_attention(row, gradient):
+    value, weights = torch.tensor([1.0, 2, 3]).view(1, 3, 1, 1), torch.ones(1, 1, 1, 1, 1)
+    place = torch.tensor([0.5, (row + 0.5) / 4]).view(1, 1, 1, 1, 1, 2).requires_grad_()
+    value, shapes = F.pad(value, [0, 0, 0, 0, 0, 1]), torch.tensor([[4, 1]])  # 4 rows: places of halves are exact
+    attend = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply
+    attend(value, shapes, torch.tensor([0]), place, weights, 64).sum().backward()
+    assert place.grad[..., 1].item() == 4 * gradient
+
+
+@pytest.mark.parametrize('conv', [ops.DeformConv2dPack, ops.ModulatedDeformConv2dPack])
+def test_offsets_of_taps_in_the_padding_start_without_a_gradient(conv):
+    """Rows 1 2 3 below each other; of the taps of the first row and column, those at -1 are outside the map."""
+    layer, x = conv(1, 1, 2, padding=1, bias=False), torch.tensor([1.0, 2, 3]).repeat(3, 1)[None, None]
+    torch.nn.init.ones_(layer.weight)
+    offset = torch.zeros(1, 8, 4, 4, requires_grad=True)
+    if conv is ops.DeformConv2dPack:
+        ops.deform_conv2d(x, offset, layer.weight, 1, 1).sum().backward()
+        share = 1
+    else:
+        mask = torch.full((1, 4, 4, 4), 0.5)
+        ops.modulated_deform_conv2d(x, offset, mask, layer.weight, None, 1, 1).sum().backward()
+        share = 0.5
+    expected = torch.zeros(4, 2, 4, 4)
+    for tap, y, x0 in np.ndindex(4, 4, 4):
+        row, column = y - 1 + tap // 2, x0 - 1 + tap % 2
+        if 0 <= row < 3 and 0 <= column < 3:  # a move by one to the right reads the next column, or 0 behind the last
+            expected[tap, 1, y, x0] = share * (1 if column < 2 else -3)
+            expected[tap, 0, y, x0] = share * (0 if row < 2 else -(column + 1))
+    assert torch.equal(offset.grad.view(4, 2, 4, 4), expected)
+
+
 def test_masked_convolution_is_a_convolution_at_the_masked_positions():
     torch.manual_seed(0)
     conv = ops.MaskedConv2d(3, 4, (3, 5), padding=(1, 2)).double()

@@ -55,6 +55,57 @@ def test_reduced_precision(dtype):
     check(lambda x: ops.sigmoid_focal_loss(x, target, 2.0, 0.25, None, 'none'), torch.randn(3, 3), dtype=dtype)
 
 
+LABELS, ROIS = torch.tensor([0, 2, 1]), torch.tensor([[0.0, 1, 1, 6, 5]])
+LEVELS, FIRST = torch.tensor([[3, 4]]), torch.tensor([0])
+BOXES = torch.tensor([[0.0, 0, 4, 4], [1, 1, 6, 5], [10, 10, 12, 12]])
+OPERATIONS = {  # operation: a function of inputs of the shapes behind it
+    'roi_align avg': (lambda x: ops.roi_align(x, ROIS.to(x.dtype), 2), (1, 4, 8, 8)),
+    'roi_align max': (lambda x: ops.roi_align(x, ROIS.to(x.dtype), 2, 1.0, 2, 'max'), (1, 4, 8, 8)),
+    'roi_pool': (lambda x: ops.roi_pool(x, ROIS.to(x.dtype), 2), (1, 4, 8, 8)),
+    'carafe': (lambda x, m: ops.carafe(x, m, 3, 1, 2), (1, 4, 4, 4), (1, 9, 8, 8)),
+    'carafe_naive': (lambda x, m: ops.carafe_naive(x, m, 3, 1, 2), (1, 4, 4, 4), (1, 9, 8, 8)),
+    'psa_mask': (ops.PSAMask('distribute', (3, 3)), (1, 9, 4, 4)),
+    'deform_conv2d': (lambda x, o, w: ops.deform_conv2d(x, o, w, 1, 1), (1, 4, 8, 8), (1, 18, 8, 8), (4, 4, 3, 3)),
+    'modulated_deform_conv2d': (
+        lambda x, o, m, w, b: ops.modulated_deform_conv2d(x, o, m, w, b, 1, 1),
+        *((1, 4, 8, 8), (1, 18, 8, 8), (1, 9, 8, 8), (4, 4, 3, 3), (4,)),
+    ),
+    'ms_deform_attn': (
+        lambda v, p, w: ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply(
+            v, LEVELS, FIRST, p, w, torch.tensor(64)
+        ),
+        *((1, 12, 2, 3), (1, 5, 2, 1, 2, 2), (1, 5, 2, 1, 2)),
+    ),
+    'sigmoid_focal_loss': (lambda x: ops.sigmoid_focal_loss(x, LABELS, 2.0, 0.25, None, 'none'), (3, 3)),
+    'softmax_focal_loss': (lambda x: ops.softmax_focal_loss(x, LABELS, 2.0, 0.25, None, 'none'), (3, 3)),
+    'masked_conv2d': (lambda x, w, b: ops.masked_conv2d(x, x[:, 0], w, b, 1), (1, 4, 5, 5), (2, 4, 3, 3), (2,)),
+    'nms': (lambda s: ops.nms(BOXES.to(s.dtype), s, 0.5)[0], (3,)),
+    'nms offset': (lambda s: ops.nms(BOXES.to(s.dtype), s, 0.5, 1)[0], (3,)),
+    'soft_nms': (lambda s: ops.soft_nms(BOXES.to(s.dtype), s, 0.5)[0], (3,)),
+    'bbox_overlaps': (lambda x: ops.bbox_overlaps(BOXES.to(x.dtype), x), (3, 4)),
+}  # fmt: skip
+WITHOUT_GRADIENT = (  # in mmcv too, or there on a GPU only
+    *('carafe_naive', 'masked_conv2d', 'nms', 'nms offset', 'soft_nms', 'bbox_overlaps'),
+)
+
+
+@pytest.mark.parametrize('dtype', [*REDUCED, torch.float64])
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_outputs_and_gradients_have_the_type_of_the_input(name, dtype):
+    """Without autocast; mmcv makes its outputs like the first input."""
+    operation, *shapes = OPERATIONS[name]
+    torch.manual_seed(0)
+    inputs = [torch.rand(shape).to(dtype) for shape in shapes]
+    full = [value.double() for value in inputs]
+    grads = name not in WITHOUT_GRADIENT
+    output = operation(*(value.requires_grad_(grads) for value in inputs))
+    expected = operation(*(value.requires_grad_(grads) for value in full))
+    torch.testing.assert_close(output, expected.to(dtype))  # the dtype is compared, too
+    if grads:
+        theirs = [grad.to(dtype) for grad in torch.autograd.grad(expected.sum(), full)]
+        torch.testing.assert_close(list(torch.autograd.grad(output.sum(), inputs)), theirs)
+
+
 @pytest.mark.parametrize('dtype', REDUCED)
 def test_nms_of_reduced_precision(dtype):
     boxes, scores = torch.rand(20, 4).cumsum(1).to(dtype), torch.randperm(20).div(20).to(dtype)

@@ -9,12 +9,16 @@ block. Detectors have no single class: EigenCAM shows where their features are s
 import logging
 import warnings
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from torch import nn
 
 from mmsb.analysis import attention, bias_maps, pictures, trained
 from mmsb.analysis.receptive_field import stages_of
 from mmsb.analysis.report import check_folders
 from mmsb.checkpoints.load import load_checkpoint, require_file
+from mmsb.configs import load_trained
 from mmsb.datasets.test_set import class_names
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_figure
@@ -51,7 +55,7 @@ def main() -> None:
     pictures.check_target(args.out)
     require_file(args.checkpoint)
     cfg = load_config(args, lambda cfg: None)
-    model = trained.load_trained(cfg, args.checkpoint)
+    model = load_trained(cfg, args.checkpoint)
     backbone = trained.backbone_of(model)
     picture = trained.read_picture(cfg, model, args.image)
     classes = class_names(cfg, load_checkpoint(args.checkpoint))

@@ -13,6 +13,7 @@ from pathlib import Path
 from mmsb.analysis import bias_maps, explain, trained
 from mmsb.analysis.report import check_folders
 from mmsb.checkpoints.load import load_checkpoint, require_file
+from mmsb.configs import load_trained
 from mmsb.datasets.test_set import class_names
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_text
@@ -39,7 +40,7 @@ def main() -> None:
     warnings.simplefilter('ignore')
     require_file(args.checkpoint)
     cfg = load_config(args, lambda cfg: None)
-    model = trained.load_trained(cfg, args.checkpoint)
+    model = load_trained(cfg, args.checkpoint)
     picture = trained.read_picture(cfg, model, args.image)
     recorded = bias_maps.record(trained.backbone_of(model), picture.inputs)
     blocks = explain.choose_blocks(recorded, args.blocks)

@@ -12,6 +12,9 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ from mmsb.analysis import pictures, trained
 from mmsb.analysis.receptive_field import SHARES, Unit, field_of, stages_of
 from mmsb.analysis.report import check_folders, markdown, write_json
 from mmsb.checkpoints.load import require_file
+from mmsb.configs import load_trained
 from mmsb.engine.launcher import config_parser, load_config, run_tool
 from mmsb.files import write_figure
 from mmsb.models import SpatialBias
@@ -64,16 +68,16 @@ def load_networks(args) -> dict[str, tuple[Config, nn.Module]]:
     require_file(args.checkpoint)
     cfg = load_config(args, lambda cfg: None)
     name = Path(args.config).stem.partition('_')[0]
-    networks = {name: (cfg, trained.load_trained(cfg, args.checkpoint))}
+    networks = {name: (cfg, load_trained(cfg, args.checkpoint))}
     if args.plain:
         config, checkpoint = args.plain
         require_file(checkpoint)
         plain = load_config(argparse.Namespace(**{**vars(args), 'config': config, 'cfg_options': {}}), lambda cfg: None)
         plain_name = Path(config).stem.partition('_')[0]
         plain_name = f'plain {plain_name}' if plain_name == name else plain_name
-        networks = {plain_name: (plain, trained.load_trained(plain, checkpoint)), **networks}
+        networks = {plain_name: (plain, load_trained(plain, checkpoint)), **networks}
     elif any(isinstance(module, SpatialBias) for module in networks[name][1].modules()):
-        plain = trained.load_trained(cfg, args.checkpoint, bias=False)
+        plain = load_trained(cfg, args.checkpoint, bias=False)
         networks = {f'{name} without its bias': (cfg, plain), **networks}
     return networks
 

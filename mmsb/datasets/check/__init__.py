@@ -1,13 +1,13 @@
 """Check all the data that a config names before a run, to find what would stop or silently spoil it hours later.
 
 The library's own dataset class lists the samples, after its filter and without its pipeline (`dataset.py`). Whatever
-that class would hide or crash on is read from the annotation file itself (`coco.py`). Images and masks are read as the
-pipeline reads them (`samples.py`). An error stops a run or spoils its result; a warning is about something that the
-library skips or clips.
+that class would hide or crash on is read from the annotation file itself (`coco.py`, `coco_masks.py`), and so is the
+file of a metric (`coco_metric.py`). Images and masks are read as the pipeline reads them (`samples.py`). An error stops
+a run or spoils its result; a warning is about something that the library skips or clips.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,14 +18,16 @@ from mmengine.registry import init_default_scope
 from mmsb.datasets import paths
 from mmsb.options import positive_integer
 
-from . import coco
+from . import coco_metric
 from .dataset import DatasetCheck
 from .findings import Finding, Report, error
+from .folders import Folders
 from .labels import count_labels, pixel_findings, softmax_of_one, unused_classes
-from .samples import type_name
+from .names import compare_with_checkpoint
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SAMPLES_PER_TASK = 16
+NAMES = 5  # in one line
 
 Progress = Callable[[str, int, int], None]  # split, samples done, total samples
 
@@ -65,7 +67,9 @@ def check_data(
         else:
             splits[known] = check.datasets(loader)
             for one in splits[known].checks:
-                splits[known].report.findings += _read_samples(one, workers, functools.partial(on_progress, name))
+                told = {*splits[known].report.findings}  # such as missing images
+                found = _read_samples(one, workers, functools.partial(on_progress, name))
+                splits[known].report.findings += [finding for finding in found if finding not in told]
             splits[known].report.findings += _compare_pixels(cfg, splits[known].checks)
         check.metrics(loader, splits[known])
     return [split.report for split in splits.values()]
@@ -77,12 +81,7 @@ class Split:
 
     report: Report
     checks: list[DatasetCheck] = field(default_factory=list)
-    metrics: list[dict] = field(default_factory=list)  # the ones checked so far
-
-    @property
-    def images(self) -> set:
-        """The ids of its images."""
-        return {sample['img_id'] for check in self.checks for sample in check.samples if 'img_id' in sample}
+    metrics: list[tuple[dict, list[DatasetCheck]]] = field(default_factory=list)  # checked so far, with their datasets
 
 
 class DataCheck:
@@ -90,12 +89,14 @@ class DataCheck:
 
     Args:
         cfg: the final config.
+        learnt: path and classes of the checkpoint that the run tests or resumes; None if it has none.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, learnt: tuple[str, Sequence[str]] | None = None) -> None:
         init_default_scope(cfg.get('default_scope') or 'mmengine')
-        self._cfg = cfg
+        self._cfg, self._learnt = cfg, learnt
         self._classes: dict[str, tuple] = {}  # of the datasets so far, by key
+        self._class_folders: list[Folders] = []  # of the datasets so far
 
     def datasets(self, loader: str, dataset: object = None) -> Split:
         """Check all datasets of a split.
@@ -108,10 +109,13 @@ class DataCheck:
         leaves = list(paths.leaf_datasets(self._cfg[loader]['dataset'], f'{loader}.dataset'))
         built = list(paths.built_leaves(dataset)) if dataset is not None else []
         for (key, leaf), one in zip(leaves, built if len(built) == len(leaves) else [None] * len(leaves), strict=True):
-            check = DatasetCheck(self._cfg, key, leaf, training=loader.startswith('train'), dataset=one)
+            options = dict(training=loader.startswith('train'), dataset=one, class_folders=self._class_folders)
+            check = DatasetCheck(self._cfg, key, leaf, **options)
             split.checks.append(check)
             split.report.findings += check.look()
             split.report.images += len(check.samples)
+            if self._learnt is not None:
+                split.report.findings += compare_with_checkpoint(key, check.classes, *self._learnt)
             split.report.findings += _compare_classes(key, check.classes, self._classes)
         if loader.startswith('train'):
             split.report.findings += [*softmax_of_one(check.heads()), *_unused(split)]
@@ -121,13 +125,22 @@ class DataCheck:
         """Check the metrics of a split; what is found, which is returned, is added to its report."""
         new = []
         for key, metric in paths.evaluators(self._cfg, loader):
-            if metric not in split.metrics:
-                split.metrics.append(metric)
-                told = {(found.kind, found.file, found.item) for found in split.report.findings}
-                found = _check_metric(key, metric, split.images)
-                new += [one for one in found if (one.kind, one.file, one.item) not in told]
+            checks = self._measured(loader, key, split.checks)
+            if (metric, checks) not in split.metrics:
+                split.metrics.append((metric, checks))
+                told = {(found.level, found.kind, found.file, found.item) for found in split.report.findings}
+                found = _check_metric(key, metric, checks)
+                new += [one for one in found if (one.level, one.kind, one.file, one.item) not in told]
         split.report.findings += new
         return new
+
+    def _measured(self, loader: str, key: str, checks: list[DatasetCheck]) -> list[DatasetCheck]:
+        """Return the datasets whose predictions a metric gets: MMDetection's MultiDatasetsEvaluator splits them."""
+        evaluator = self._cfg.get(loader.replace('_dataloader', '_evaluator'))
+        if not isinstance(evaluator, dict) or 'dataset_prefixes' not in evaluator:
+            return checks
+        own = f'{loader}.dataset.datasets.{key.rpartition(".")[2]}.'
+        return [check for check in checks if f'{check.key}.'.startswith(own)]
 
 
 def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int, int], None]) -> Iterator[Finding]:
@@ -151,7 +164,7 @@ def _read_samples(check: DatasetCheck, workers: int, on_progress: Callable[[int,
 
 def _unused(split: Split) -> Iterator[Finding]:
     """Warn of classes that no dataset of a split has; a subset of the samples need not have them."""
-    classes = split.checks[0].classes
+    classes = next((check.classes for check in split.checks if check.classes), None)
     whole = all(check.leaf.get('indices') is None for check in split.checks)
     if whole and isinstance(classes, (list, tuple)) and not any(one.level == 'error' for one in split.report.findings):
         counts, what = count_labels(sample for check in split.checks for sample in check.samples)
@@ -187,13 +200,9 @@ def _compare_classes(key: str, classes: tuple | None, seen: dict[str, tuple]) ->
         seen.setdefault(key, classes)
 
 
-def _check_metric(key: str, metric: dict, images: set) -> Iterator[Finding]:
-    """Check the annotation file of a split's metric against the ids of the images in the split."""
-    path = paths.annotation_file(metric)
+def _check_metric(key: str, metric: dict, checks: list[DatasetCheck]) -> Iterator[Finding]:
+    """Check a metric against the datasets whose predictions it gets."""
     if missing := paths.missing_annotations(metric, key):
-        yield error('missing annotations', path, '', f'of {key} does not exist: {missing[1]}')
-    elif path and type_name(metric).endswith('CocoMetric'):
-        content, found = coco.read(path, training=False)
-        yield from found
-        if content is not None:
-            yield from coco.check_metric(key, metric, path, content, images)
+        yield error('missing annotations', missing[0], '', f'of {key} does not exist: {missing[1]}')
+    else:
+        yield from coco_metric.check(key, metric, paths.annotation_file(metric), checks)

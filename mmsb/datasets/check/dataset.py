@@ -11,17 +11,18 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmsb.datasets import paths
+from mmsb.datasets.test_set import loads_image
 from mmsb.options import one_line
 
-from . import coco
+from . import boxes, coco, coco_masks, folders, formats, names, suffixes
 from .findings import Finding, error, warning
-from .labels import count_labels
 from .samples import SampleCheck
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
+COCO_FORMAT = {'CocoDataset', 'BaseVideoDataset'}
+RETRIEVAL = {'InShop', 'ReIDDataset'}
 UNUSABLE = 'unusable dataset'  # it can't be built or listed: often a mistake in the config
-FLAW = (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class DatasetCheck:
@@ -33,14 +34,26 @@ class DatasetCheck:
         leaf: the dataset's config.
         training: whether its split is trained on.
         dataset: the dataset, if it has been built; else `look` builds it, without its pipeline.
+        class_folders: those of the datasets so far, to which `look` adds its own.
     """
 
-    def __init__(self, cfg: Config, key: str, leaf: dict, *, training: bool, dataset: object = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        key: str,
+        leaf: dict,
+        *,
+        training: bool,
+        dataset: object = None,
+        class_folders: list[folders.Folders],
+    ) -> None:
         self.cfg, self.key, self.leaf, self.training = cfg, key, leaf, training
-        self._built = dataset
+        self._built, self._class_folders = dataset, class_folders
         self.samples: list[dict] = []
         self.classes: tuple | None = None
         self.reader: SampleCheck | None = None
+        self.path: str | None = None  # of a COCO file that is only measured, and what it holds: metrics read it too
+        self.content: dict | None = None
 
     def look(self) -> Iterator[Finding]:
         missing = list(self._missing())
@@ -51,45 +64,58 @@ class DatasetCheck:
         if dataset is None:
             try:
                 dataset, downloads = self._build()
-            except FLAW as failure:
+            except Exception as failure:  # a dataset may be any code
                 yield self._unusable(failure)
                 return
         bases = {base.__name__ for base in type(dataset).__mro__}
-        if missing and 'CocoDataset' not in bases:
+        in_coco_format = bases & COCO_FORMAT and 'CocoPanopticDataset' not in bases
+        if missing and not in_coco_format:
             return
-        coco_file = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases and paths.annotation_file(self.leaf)
-        content, found = self._check_coco(coco_file, bases) if coco_file else (None, list(self._check_lines(bases)))
+        coco_file = paths.annotation_file(self.leaf) if in_coco_format else None
+        if coco_file:
+            content, found = self._check_coco(coco_file, dataset.metainfo.get('classes'), bases)
+            if not self.training:
+                self.path, self.content = coco_file, content
+        else:
+            content, found = None, self._check_text(dataset, bases)
         yield from found
         wrong = any(one.level == 'error' for one in found)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-                dataset.full_init()
-        except FLAW as failure:
+                getattr(dataset, 'full_init', lambda: None)()  # MultiTaskDataset has read all when it is built
+            samples = getattr(dataset, 'data_list', None) or [dataset.get_data_info(i) for i in range(len(dataset))]
+            self.classes = dataset.metainfo.get('classes')
+        except Exception as failure:
             if downloads:
                 text = 'is missing or damaged: the run downloads it when it starts'
                 yield warning('missing data', str(self.leaf.get('data_root')), '', text)
             elif not wrong:
-                yield self._unusable(failure)
+                left_out = suffixes.left_out(dataset)
+                yield self._empty(dataset, left_out) if left_out else self._unusable(failure)
             elif content and not missing:
-                self.samples = list(coco.samples(content, dataset.data_prefix['img']))
+                folder = dataset.data_prefix.get('img') or dataset.data_prefix.get('img_path', '')
+                self.samples = list(coco.samples(content, folder))
                 self._make_reader(dataset, masks=False)
             return
-        samples = getattr(dataset, 'data_list', None) or [dataset.get_data_info(i) for i in range(len(dataset))]
+        samples = [image for one in samples for image in one['images']] if 'BaseVideoDataset' in bases else samples
         self.samples = [] if missing else samples
-        self.classes = dataset.metainfo.get('classes')
-        if not samples:
-            text = f'has no samples left (data_root {self.leaf.get("data_root")!r}, '
-            text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
-            yield error('empty split', self.key, '', text + self._hint(dataset))
-        elif self.training and coco_file and not any(sample.get('instances') for sample in samples):
-            yield error('empty split', self.key, '', 'has no boxes left to learn from')
+        if not wrong:
+            yield from self._check_empty(dataset, samples, coco_file)
         if coco_file and content and hasattr(dataset, 'cat_ids') and isinstance(self.classes, (list, tuple)):
             args = (coco_file, content, self.classes, list(dataset.cat_ids))
             yield from coco.check_classes(*args, training=self.training)
-        yield from self._check_folders(dataset)
-        yield from self._check_heads('return_classes' in self.leaf)
+        yield from names.check_classes(self.key, self.leaf, dataset, bases)
         self._make_reader(dataset, masks='BaseSegDataset' in bases)
         yield from self.reader.setting
+        beyond = list(self._check_labels(bases))
+        if not any(one.kind == folders.HIDDEN_FOLDER for one in found):
+            yield from self._check_folders(dataset, sound=not any(one.level == 'error' for one in beyond))
+        yield from self._check_heads('return_classes' in self.leaf)
+        yield from beyond
+        if not coco_file:
+            count = len(self.classes) if isinstance(self.classes, (list, tuple)) else None
+            yield from boxes.check_boxes(self.key, self.samples, count, extends='CrowdHumanDataset' in bases)
+        yield from self._check_files(dataset)
 
     def _missing(self) -> Iterator[Finding]:
         for kind, missing in (
@@ -106,9 +132,14 @@ class DatasetCheck:
 
     def _build(self) -> tuple:
         """Build the dataset without its pipeline and without loading it; also return whether it would download."""
-        options = {**self.leaf, 'pipeline': [], 'lazy_init': True, 'serialize_data': False}
-        dataset = DATASETS.build(options)
-        parameters = [inspect.signature(base.__init__).parameters for base in type(dataset).__mro__]
+        kind = self.leaf.get('type')
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(None) as registry:
+                kind = registry.get(kind)
+        parameters = [inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ())]
+        taken = {name for found in parameters for name in found}
+        options = {key: value for key, value in (('lazy_init', True), ('serialize_data', False)) if key in taken}
+        dataset = DATASETS.build({**self.leaf, 'pipeline': [], **options})
         default = next((found['download'].default for found in parameters if 'download' in found), None)
         if default is not None:
             dataset.download = False
@@ -117,6 +148,12 @@ class DatasetCheck:
     def _unusable(self, failure: Exception) -> Finding:
         return error(UNUSABLE, self.key, '', f'{self.leaf.get("type")} cannot be read: {one_line(failure)}')
 
+    def _empty(self, dataset, left_out: str) -> Finding:
+        text = f'has no samples left (data_root {self.leaf.get("data_root")!r}, '
+        text += f'data_prefix {dict(dataset.data_prefix)}, ann_file {self.leaf.get("ann_file", "")!r})'
+        hint = self._hint(dataset) + (f'; {left_out}' if left_out else '')
+        return error('empty split', self.key, '', text + hint)
+
     def _hint(self, dataset) -> str:
         suffix = self.leaf.get('img_suffix', getattr(dataset, 'img_suffix', None))
         classes = dataset.metainfo.get('classes')
@@ -124,14 +161,24 @@ class DatasetCheck:
             return f': no file name ends in img_suffix {suffix!r}'
         return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
 
-    def _check_coco(self, path: str, bases: set[str]) -> tuple[dict | None, list[Finding]]:
+    def _check_coco(self, path: str, classes: object, bases: set[str]) -> tuple[dict | None, list[Finding]]:
         content, found = coco.read(path, training=self.training)
         if content is not None:
-            steps = self.leaf.get('pipeline') or []
-            masks = any(step.get('with_mask') for step in steps)
-            names = not any(base.startswith('LVISV1') for base in bases)
-            found += coco.check_file(path, content, masks=masks, names=names)
+            lvis = any(base.startswith('LVISV1') for base in bases)
+            keys = [key for key in coco.IMAGE_KEYS if not (lvis and key == 'file_name')]
+            classes = classes if isinstance(classes, (list, tuple)) else None
+            flaws, kept = coco.check_file(path, content, image_keys=keys, classes=classes)
+            found += flaws
+            step = next((step for step in self.leaf.get('pipeline') or [] if step.get('with_mask')), None)
+            if step:
+                sizes = coco.image_sizes(content)
+                found += coco_masks.check(path, kept, sizes, poly2mask=step.get('poly2mask', True))
         return content, found
+
+    def _check_text(self, dataset, bases: set[str]) -> list[Finding]:
+        stated = self._stated_classes(dataset)
+        number = folders.check_number(dataset, stated, self._class_folders)
+        return [*self._check_lines(bases), *formats.check_file(dataset, bases), *number]
 
     def _check_lines(self, bases: set[str]) -> Iterator[Finding]:
         """Check the lines `FILE LABEL` of an MMPretrain annotation file."""
@@ -150,16 +197,53 @@ class DatasetCheck:
                     text = f'must be FILE LABEL with an integer label, got {line.strip()!r}'
                     yield error('malformed line', path, f'line {number}', text)
 
-    def _check_folders(self, dataset) -> Iterator[Finding]:
-        part = self.leaf.get('indices') is not None  # a subset of the samples need not hold every class
-        folders = {} if part else getattr(dataset, 'folder_to_idx', {})
-        counts, _ = count_labels(self.samples)
-        level, effect = (error, 'never learnt') if self.training else (warning, 'not measured')
-        for name, label in folders.items():
-            if not counts[label]:
-                folder = os.path.join(dataset.img_prefix, name)
-                text = f'has no image ({", ".join(sorted(dataset.extensions))}): class {label} is {effect}'
-                yield level('empty class folder', folder, '', text)
+    def _stated_classes(self, dataset) -> list:
+        """List the classes of the config or of the dataset's type, which the folders have not named."""
+        stated = (self.leaf.get('metainfo') or {}).get('classes') or self.leaf.get('classes')
+        stated = stated or (getattr(type(dataset), 'METAINFO', None) or {}).get('classes')
+        return list(dataset.metainfo.get('classes') or ()) if stated else []
+
+    def _check_empty(self, dataset, samples: list[dict], coco_file: str | None) -> Iterator[Finding]:
+        needed = self.training or not (coco_file or self.key.startswith('test'))  # a test may have no labels
+        if not samples:
+            yield self._empty(dataset, suffixes.left_out(dataset))
+        elif needed and boxes.has_boxes(samples) is False:
+            yield error('empty split', self.key, '', 'has no boxes left to learn from or to measure')
+
+    def _check_labels(self, bases: set[str]) -> Iterator[Finding]:
+        if self.training or not bases & RETRIEVAL:  # whose other splits have other identities
+            file = paths.annotation_file(self.leaf)
+            args = (self.key, self.samples, self.reader.labels, file, self.reader.check_label)
+            yield from boxes.check_labels(*args)
+
+    def _check_folders(self, dataset, *, sound: bool) -> Iterator[Finding]:
+        by_folder, first = hasattr(dataset, 'folder_to_idx'), not self._class_folders
+        if sound or by_folder:
+            args = (self.key, dataset, self.samples, self.classes, self._class_folders)
+            yield from folders.check_folders(*args, training=self.training)
+        if by_folder and not first and not self._stated_classes(dataset):
+            self.classes = None  # the folders have been compared
+
+    def _check_files(self, dataset) -> Iterator[Finding]:
+        step = next(filter(loads_image, self.leaf.get('pipeline') or []), {})
+        backend = step.get('backend_args') or step.get('file_client_args') or {}
+        skips = step.get('on_error') == 'skip' or step.get('ignore_empty')
+        images = self.reader.load_image is not None and not skips and backend.get('backend', 'local') == 'local'
+        yield from suffixes.check_missing(self.samples, images=images, masks=self.reader.load_mask is not None)
+        if self.samples:
+            yield from suffixes.check_left_out(dataset, self.samples, shared_masks=self._shares_masks())
+
+    def _shares_masks(self) -> bool:
+        """Tell whether the folder of the masks belongs to other images of the config too."""
+        own = paths.image_folders(self.leaf)
+        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            for _, leaf in paths.leaf_datasets((self.cfg.get(key) or {}).get('dataset') or {}, ''):
+                other = paths.image_folders(leaf)
+                if other.get('seg_map_path') == own.get('seg_map_path') and other.get('img_path') != own.get(
+                    'img_path'
+                ):
+                    return True
+        return False
 
     def heads(self) -> Iterator[tuple[str, dict]]:
         model = self.cfg.model

@@ -17,6 +17,8 @@ def count_labels(samples: Iterable[dict]) -> tuple[Counter, str]:
     for sample in samples:
         if sample.get('gt_label') is not None:
             counts.update(np.ravel(sample['gt_label']).astype(int).tolist())
+        if 'segments_info' in sample:  # panoptic, where most classes have no box
+            continue
         for instance in sample.get('instances') or []:
             what = 'box'
             if not instance.get('ignore_flag'):

@@ -92,7 +92,7 @@ class SampleCheck:
         self.pixels, self.ranges = np.zeros(256, np.int64), Ranges()
 
     def __call__(self, sample: dict) -> list[Finding]:
-        findings = self._check_label(sample)
+        findings: list[Finding] = []
         path = sample.get('img_path')
         if not isinstance(path, str) or '://' in path:
             return findings
@@ -102,7 +102,8 @@ class SampleCheck:
             findings += self._check_mask(sample['seg_map_path'], sample, size)
         return findings
 
-    def _check_label(self, sample: dict) -> list[Finding]:
+    def check_label(self, sample: dict) -> list[Finding]:
+        """Check the label of a whole image, without reading it."""
         wrong = []
         if self.labels is not None and sample.get('gt_label') is not None:
             labels = np.atleast_1d(sample['gt_label']).ravel()

@@ -6,12 +6,9 @@ downloaded or loaded, and the random generators are as before afterwards.
 
 import contextlib
 import copy
-import inspect
-import io
 import itertools
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from mmengine.config import Config
@@ -19,89 +16,58 @@ from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
-from mmengine.registry import LOG_PROCESSORS, METRICS, VISUALIZERS, DefaultScope
+from mmengine.registry import LOG_PROCESSORS, METRICS, VISUALIZERS
 from mmengine.runner import Runner
-from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from mmsb.checkpoints.load import load_checkpoint, local_path
 from mmsb.configs import build_model, drop_warm_starts
 from mmsb.datasets.check import DataCheck
-from mmsb.datasets.check.dataset import UNUSABLE
-from mmsb.datasets.check.findings import Finding
 from mmsb.datasets.loading import BadImageError, load_sample
-from mmsb.datasets.paths import annotation_file, leaf_datasets
 
-from .. import rng
+from ..processes import warn
+from ..resumed_settings import check_resumable
 from ..stops import RunStopped
+from .alone import untouched
 from .blame import explained
+from .heed import Heed
+from .loaders import LOADER_OPTIONS, batch_sizes, no_batches, norm_of_one_value, one_value, quick_to_read
 from .sections import Section, ignored_key, locate
-from .signatures import Options, near
+from .signatures import near
 from .watch import Mistake, Watch, check_options, check_section, watch
 
-_LOADER = inspect.signature(DataLoader.__init__).parameters
-LOADER_OPTIONS = Options(  # those that the runner takes out, and PyTorch's
-    {
-        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
-        for key in (*list(_LOADER)[1:], 'num_batch_per_epoch', 'disable_subprocess_warning')
-    },
-    closed=True,
-)
-LARGE_BYTES = 50e6  # of an annotation file; that of COCO's training takes half a minute and 3 GB
 WRITES = ('out', 'output_dir', 'outfile_prefix', 'out_file_path', 'format_only')  # options of metrics that write files
 
 
-def dry_run(cfg: Config, loaders: tuple[str, ...], check_model: Callable[[nn.Module], None]) -> None:
+def dry_run(
+    cfg: Config,
+    loaders: tuple[str, ...],
+    check_model: Callable[[nn.Module], None],
+    learnt: tuple[str, Sequence[str]] | None = None,
+) -> None:
     """Rehearse a run.
 
     Args:
         cfg: the complete config.
         loaders: names of the dataloaders that the run uses.
         check_model: called with the network once it is built.
+        learnt: path and classes of the checkpoint that the run tests or resumes.
 
     Raises:
         ValueError: a mistake in the config; one line that names the key.
     """
     sections = locate(cfg._cfg_dict)
     sections.work_dir = os.path.abspath(cfg.work_dir)
-    with _untouched(), watch() as seen:
-        rehearsal = Rehearsal(sections, seen, cfg)
+    with untouched(), watch() as seen:
+        rehearsal = Rehearsal(sections, seen, cfg, learnt)
         with rehearsal.stage('model'):
             model = build_model(sections)
         check_model(model)
         rehearsal.run(model, loaders)
-    for line in rehearsal.warnings:
-        print(f'warning: {line}', flush=True)
-
-
-@contextlib.contextmanager
-def _untouched() -> Iterator[None]:
-    """Be alone and print nothing; restore the random generators and mmengine's global objects afterwards."""
-    state = rng.get_state()
-    before = [(manager, dict(manager._instance_dict)) for manager in managers()]
-    for manager, _ in before:
-        if not issubclass(manager, DefaultScope):
-            manager._instance_dict.clear()
-    silence = io.StringIO()
-    is_distributed = torch.distributed.is_initialized
-    torch.distributed.is_initialized = lambda: False  # the other processes wait, and answer nobody
-    try:
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        torch.distributed.is_initialized = is_distributed
-        for manager in managers():
-            manager._instance_dict.clear()
-        for manager, instances in before:
-            manager._instance_dict.update(instances)
-        rng.set_state(state)
-
-
-def managers(kind: type = ManagerMixin) -> list[type]:
-    """List the classes by which mmengine keeps global objects: loggers, message hubs, visualizers, default scopes."""
-    return [kind, *(one for child in kind.__subclasses__() for one in managers(child))]
+    for line in rehearsal.heed.warnings:
+        warn(line)
 
 
 class Rehearsal(Runner):
@@ -111,9 +77,12 @@ class Rehearsal(Runner):
         cfg: the config, its dicts with their places.
         seen: what is built by the registries.
         plain: the same config, whose reading counts for nothing.
+        learnt: see `dry_run`.
     """
 
-    def __init__(self, cfg: Section, seen: Watch, plain: Config) -> None:
+    def __init__(
+        self, cfg: Section, seen: Watch, plain: Config, learnt: tuple[str, Sequence[str]] | None = None
+    ) -> None:
         self.cfg, self._seen = cfg, seen
         self._work_dir = self._log_dir = cfg.work_dir
         self._experiment_name = self._timestamp = 'dry_run'
@@ -121,11 +90,12 @@ class Rehearsal(Runner):
         self._randomness_cfg = cfg.get('randomness') or {}
         self._seed, self._deterministic = self._randomness_cfg.get('seed'), False
         self._train_loop = self._val_loop = self._test_loop = None
+        self._sizes, self._single = {}, {}  # by dataloader: of its batches; a batch of one, where there are such
         self._hooks, self._has_loaded, self._load_from, self._resume = [], False, None, False
         self.logger = MMLogger.get_instance('mmengine')
         self.message_hub = MessageHub.get_instance('dry_run')
-        self._data, self._splits = DataCheck(plain), {}
-        self.warnings: list[str] = []
+        self._data, self._splits = DataCheck(plain, learnt), {}
+        self.heed = Heed()
 
     @contextlib.contextmanager
     def stage(self, key: str) -> Iterator[None]:
@@ -192,15 +162,18 @@ class Rehearsal(Runner):
                 self.param_schedulers = built = self.build_param_scheduler(cfg.param_scheduler)
                 for scheduler in itertools.chain(*(built.values() if isinstance(built, dict) else [built])):
                     scheduler.step()
+        start = cfg.get('load_from')
+        if cfg.get('resume') and start and local_path(start):
+            check_resumable(self, load_checkpoint(start, keep=True), start)
         return batch
 
     def _prepare_evaluation(self, split: str) -> list | None:
         with self.stage(f'{split}_dataloader'):
             loader, batch = self._loader(f'{split}_dataloader')
         with self.stage(f'{split}_evaluator'):
-            evaluator = self._evaluator(f'{split}_evaluator')
             if (checked := self._splits.get(f'{split}_dataloader')) is not None:
-                self._heed(self._data.metrics(f'{split}_dataloader', checked))
+                self.heed(self._data.metrics(f'{split}_dataloader', checked))  # metrics crash on what it finds
+            evaluator = self._evaluator(f'{split}_evaluator')
         setattr(self, f'_{split}_dataloader', loader)
         setattr(self, f'_{split}_evaluator', evaluator)
         if batch is not None:
@@ -214,53 +187,47 @@ class Rehearsal(Runner):
         self._seen.no_download = False
         try:
             check_options(self.cfg[key], DataLoader, LOADER_OPTIONS)
-            section = self._quick_to_read(key)
+            section, shortened = quick_to_read(self.cfg, key)
             loader = self.build_dataloader(section, seed=self.seed)
         except Exception as error:
             own = '.pipeline' not in getattr(getattr(error, 'section', None), '_place', '')
             if self._seen.no_download and own and isinstance(error, (RuntimeError, OSError, AssertionError)):
                 return None, None
-            self._heed(self._data.datasets(key).report.findings)  # may name the file or annotation at fault
+            self.heed(self._data.datasets(key).report.findings)  # may name the file or annotation at fault
             raise
-        if section == self.cfg[key]:
-            self._splits[key] = self._data.datasets(key, loader.dataset)
-            self._heed(self._splits[key].report.findings)
+        if shortened:
+            self.heed.warnings.append(f'{key}: its annotations are large: only tools/check_data.py checks them')
         else:
-            self.warnings.append(f'{key}: its annotations are large: only tools/check_data.py checks them')
+            self._splits[key] = self._data.datasets(key, loader.dataset)
+            self.heed(self._splits[key].report.findings)
         loader.num_workers = 0  # some loops start the workers when they are built
-        if isinstance(loader.dataset, IterableDataset):
-            return loader, None
-        count = len(loader.dataset)
-        if not count:
+        endless = isinstance(loader.dataset, IterableDataset)
+        if not endless and not len(loader.dataset):
             raise ValueError('the dataset has no samples')
-        chosen = [count - 1, 0][: loader.batch_size or 1]  # in folders of classes, the last one has the highest label
+        sizes = self._sizes[key] = None if shortened else batch_sizes(loader, lambda: self._again(key, loader))
+        if sizes == []:
+            raise Mistake(no_batches(key, loader))
+        if endless:
+            return loader, None
+        ends = [len(loader.dataset) - 1, 0]  # in folders of classes, the last one has the highest label
+        chosen = ends[: max(sizes or [loader.batch_size or 1])]
         try:
             samples = [load_sample(loader.dataset, i) for i in chosen]
         except BadImageError:
             raise
         except ValueError as error:  # the files are sound: a mistake in the config
             raise (error.__cause__ or error) from None
+        if sizes and min(sizes) == 1 < len(samples):
+            self._single[key] = loader.collate_fn(samples[:1])
         return loader, loader.collate_fn(samples)
 
-    def _heed(self, found: list[Finding]) -> None:
-        """Raise the first error of a data check, and keep a warning of each kind."""
-        errors = [one for one in found if one.level == 'error' and one.kind != UNUSABLE]
-        if errors:
-            raise Mistake(_first_of(errors))
-        warnings = [one for one in found if one.level == 'warning']
-        for kind in dict.fromkeys(one.kind for one in warnings):
-            self.warnings.append(_first_of([one for one in warnings if one.kind == kind]))
-
-    def _quick_to_read(self, key: str) -> Section:
-        """Copy a section, but spare a dataset its large annotation file if the validation has a smaller one."""
-        section = copy.deepcopy(self.cfg[key])
-        smaller = leaf_datasets((self.cfg.get('val_dataloader') or {}).get('dataset') or {}, '')
-        smaller = {one.get('type'): one for _, one in smaller if not _is_large(one)}
-        for _, leaf in leaf_datasets(section.get('dataset') or {}, ''):
-            other = smaller.get(leaf.get('type')) if _is_large(leaf) else None
-            if other is not None:
-                leaf.update({key: other[key] for key in ('data_root', 'ann_file', 'data_prefix') if key in other})
-        return section
+    def _again(self, key: str, loader: DataLoader) -> DataLoader:
+        """Build a dataloader once more, over the same dataset."""
+        loader.dataset.__deepcopy__ = lambda memo: loader.dataset  # the runner copies what it is given
+        try:
+            return self.build_dataloader({**copy.deepcopy(self.cfg[key]), 'dataset': loader.dataset}, seed=self.seed)
+        finally:
+            del loader.dataset.__deepcopy__
 
     def _evaluator(self, key: str) -> Evaluator:
         """Build an evaluator, but without metrics that write files, of which only the options are checked."""
@@ -284,13 +251,29 @@ class Rehearsal(Runner):
             _start(model)
             model.to(get_device())
         if batches.get('train') is not None and type(model).train_step is BaseModel.train_step:
-            with self.stage('model'), torch.no_grad(), self.optim_wrapper.optim_context(model):
-                model.train()
-                data = model.data_preprocessor(batches['train'], True)
-                model.parse_losses(model._run_forward(data, mode='loss'))
+            self._learn(batches['train'])
+            key = 'train_dataloader'
+            if key in self._single and self._sizes[key].index(1) < self._train_loop.max_iters:
+                self._learn(self._single[key])
         for split in ('val', 'test'):
             if batches.get(split) is not None:
                 self._evaluate(split, batches[split])
+
+    def _learn(self, batch) -> None:
+        """Take a batch through the loss."""
+        model = self.model
+        with self.stage('model'), torch.no_grad(), self.optim_wrapper.optim_context(model):
+            model.train()
+            data = model.data_preprocessor(batch, True)
+            try:
+                model.parse_losses(model._run_forward(data, mode='loss'))
+            except ValueError as error:
+                norm = norm_of_one_value(error, model, sync_bn=bool(self.cfg.get('sync_bn')))
+                if norm:
+                    key, loader = 'train_dataloader', self._train_dataloader
+                    raise Mistake(one_value(key, loader, self._sizes[key], norm)) from error
+                if norm is None:
+                    raise
 
     def _evaluate(self, split: str, batch) -> None:
         with self.stage('model'), torch.no_grad():
@@ -307,16 +290,6 @@ class Rehearsal(Runner):
                 raise ValueError(f'default_hooks.checkpoint.save_best: no metric {name!r}; did you mean {meant!r}?')
 
 
-def _first_of(found: list[Finding]) -> str:
-    text = str(found[0]).partition(': ')[2]
-    return text + (f' (and {len(found) - 1:,} more: tools/check_data.py lists them)' if len(found) > 1 else '')
-
-
-def _is_large(dataset: Section) -> bool:
-    path = annotation_file(dataset)
-    return path is not None and os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES
-
-
 def _start(model: nn.Module) -> None:
     """Initialise a network as a run does, but without the weights of other files."""
     for module in model.modules():
@@ -324,7 +297,7 @@ def _start(model: nn.Module) -> None:
             holder = dict(init_cfg=module.init_cfg)
             drop_warm_starts(holder)
             module.init_cfg = holder['init_cfg']
-        if getattr(module, 'pretrained_cfg', None) is not None:
-            module.pretrained_cfg = None
+        if getattr(module, 'warm_start', None) is not None:
+            module.warm_start = None
     if hasattr(model, 'init_weights'):
         model.init_weights()

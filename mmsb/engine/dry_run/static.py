@@ -13,9 +13,9 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
 from mmsb.configs import LIBRARIES
-from mmsb.options import check_keys
+from mmsb.options import check_keys, choose
 
-from .. import fast, log_to
+from .. import fast, log_to, resumed_settings
 from .signatures import SURE, fits, hint, kinds_of, near, shown, wrong_value
 
 RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
@@ -30,6 +30,7 @@ RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
     'trust_checkpoint',  # ours
     *fast.KEYS,
     log_to.KEY,
+    resumed_settings.KEY,
 )
 OTHERS_READ = ('tta_model', 'tta_pipeline')  # the libraries' own tools
 ARGUMENTS = {
@@ -100,6 +101,7 @@ def _check_words(cfg: Config) -> None:
     scope = cfg.get('default_scope')
     if scope and scope not in LIBRARIES and importlib.util.find_spec(scope.partition('.')[0]) is None:
         raise ValueError(f'default_scope: no package {scope!r}{hint(scope, LIBRARIES)}')
+    choose(resumed_settings.KEY, cfg.get(resumed_settings.KEY, True), (True, False))
     level = cfg.get('log_level')
     if level and not isinstance(logging.getLevelName(level), int):
         raise ValueError(f'log_level must be one of {", ".join(LEVELS)}, got {level!r}')
