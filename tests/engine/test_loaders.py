@@ -1,11 +1,13 @@
 """Passes without batches, batches of one sample, and steps of another size are found before a training starts."""
 
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mmsb.analysis import zoo
-from mmsb.engine import launcher
+from mmsb.engine import EpochBasedTrainLoop, launcher
 from mmsb.engine.launcher import check_before_run, common_parser, load_config
 from mmsb.engine.safety import add_safety
 
@@ -84,6 +86,15 @@ def test_a_pass_without_batches(options, samples, count, said, there, processes)
     found = check(*options, samples=samples)
     assert found.startswith(said)
     assert bool(found) == bool(said)
+
+
+def test_an_epoch_whose_batches_can_not_be_counted_first_ends_the_run_if_it_has_none():
+    loop = object.__new__(EpochBasedTrainLoop)
+    loop._runner, loop.dataloader = MagicMock(), MagicMock()
+    loop._epoch = loop._done = 0
+    loop.dataloader.__iter__.return_value = iter([])
+    with pytest.raises(ValueError, match='train_dataloader yields no batch'):
+        loop.run_epoch()
 
 
 @pytest.mark.parametrize(
