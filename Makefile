@@ -13,24 +13,30 @@ define NEW_VENV
 @$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: mmsb needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 $(PYTHON) -m venv
 endef
+# Stands for opencv-python. That must go first: its files in cv2/ are headless's as well.
+OPENCV := ./requirements/opencv-python
+NO_OPENCV := python -m pip --disable-pip-version-check -qq uninstall --yes opencv-python opencv-python-headless
+DEV := requirements/dev.txt requirements/mim.txt requirements/analysis.txt requirements/export.txt
 PYTEST := python -m pytest -n 2 --dist loadfile tests
 
 .PHONY: demo test test-stock test-newest test-ops test-browser bench bench-gpu chaos lint format golden docs dist
 .DELETE_ON_ERROR:
 
 # What users install: PyTorch, the OpenMMLab libraries and mmsb.
-$(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/runtime.txt setup.py
+$(VENV)/light: requirements/torch.txt requirements/mminstall.txt requirements/runtime.txt $(OPENCV)/pyproject.toml setup.py
 	$(NEW_VENV) $(VENV)
 	$(BIN)/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
 	@echo "installing PyTorch (about a minute)"
 	$(BIN)/$(INSTALL) -r requirements/torch.txt
 	@echo "installing mmengine, mmcv, mmdet, mmseg, mmpretrain (about half a minute)"
-	$(BIN)/$(INSTALL) $(LIGHT) -r requirements/mminstall.txt -r requirements/runtime.txt
+	$(BIN)/$(NO_OPENCV)
+	$(BIN)/$(INSTALL) $(LIGHT) $(OPENCV) -r requirements/mminstall.txt -r requirements/runtime.txt
 	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/full: $(VENV)/light requirements/dev.txt requirements/analysis.txt requirements/export.txt
+$(VENV)/full: $(VENV)/light $(DEV)
 	$(BIN)/$(INSTALL) -r requirements/dev.txt
+	$(BIN)/$(INSTALL) --no-deps -r requirements/mim.txt
 	@touch $@
 
 # Shows a task that spatial bias solves and a plain ResNet can't: trains both, prints a table, plots to work_dirs/demo.
@@ -41,18 +47,21 @@ test: $(VENV)/full
 	$(BIN)/$(PYTEST)
 
 # Other sets of packages, each in its own environment; docs/packages.md lists which were tested, and when.
-.venv-newest/ready: requirements/mminstall.txt requirements/runtime.txt requirements/dev.txt setup.py
+.venv-newest/ready: requirements/mminstall.txt requirements/runtime.txt $(OPENCV)/pyproject.toml $(DEV) setup.py
 	$(NEW_VENV) .venv-newest
 	.venv-newest/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel
 	.venv-newest/bin/$(INSTALL) --upgrade torch torchvision
-	.venv-newest/bin/$(INSTALL) $(LIGHT) $(addprefix -r requirements/,mminstall.txt runtime.txt dev.txt)
+	.venv-newest/bin/$(NO_OPENCV)
+	.venv-newest/bin/$(INSTALL) $(LIGHT) $(OPENCV) $(addprefix -r requirements/,mminstall.txt runtime.txt dev.txt)
+	.venv-newest/bin/$(INSTALL) --no-deps -r requirements/mim.txt
 	.venv-newest/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv-stock-%/ready: requirements/stock-%.txt requirements/stock.txt setup.py
+.venv-stock-%/ready: requirements/stock-%.txt requirements/stock.txt $(OPENCV)/pyproject.toml setup.py
 	$(NEW_VENV) .venv-stock-$*
 	.venv-stock-$*/bin/$(INSTALL) --upgrade pip
-	.venv-stock-$*/bin/$(INSTALL) -r $<
+	.venv-stock-$*/bin/$(NO_OPENCV)
+	.venv-stock-$*/bin/$(INSTALL) $(OPENCV) -r $<
 	.venv-stock-$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -68,10 +77,12 @@ test-stock-%: .venv-stock-%/ready
 
 # Compares mmsb.ops with mmcv's own compiled kernels. Needs a C++ compiler and half an hour. PyTorch 2.12 is the last
 # version whose headers these kernels compile with.
-.venv-ops/ready: requirements/mminstall.txt requirements/runtime.txt setup.py
+.venv-ops/ready: requirements/mminstall.txt requirements/runtime.txt $(OPENCV)/pyproject.toml setup.py
 	$(NEW_VENV) .venv-ops
 	.venv-ops/bin/$(INSTALL) --upgrade pip $(SETUPTOOLS) wheel ninja pytest
 	.venv-ops/bin/$(INSTALL) torch==2.12.1 torchvision==0.27.1
+	.venv-ops/bin/$(NO_OPENCV)
+	.venv-ops/bin/$(INSTALL) $(OPENCV)
 	MMCV_WITH_OPS=1 .venv-ops/bin/$(INSTALL) --no-cache-dir --no-build-isolation $$(grep onedl-mmcv requirements/mminstall.txt)
 	.venv-ops/bin/$(INSTALL) -r requirements/mminstall.txt -r requirements/runtime.txt
 	.venv-ops/bin/$(INSTALL) --no-deps --no-build-isolation -e .

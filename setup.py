@@ -77,7 +77,7 @@ setup(
         'Intended Audience :: Science/Research',
         'Operating System :: MacOS',
         'Operating System :: POSIX :: Linux',
-        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 15)),
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Typing :: Typed',
     ],

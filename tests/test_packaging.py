@@ -147,6 +147,42 @@ def test_without_the_family_one_line_says_what_to_install(tmp_path):
     assert 'mminstall' in lines[0]
 
 
+NO_OPENCV = {
+    'libGL': "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')",
+    'not installed': "raise ModuleNotFoundError('No module named cv2')",
+    'half uninstalled': '',  # headless and the other share a folder: uninstalling one leaves less than a package
+}
+LIBGL = 'raise ImportError("libGL.so.1: cannot open shared object file:\\nNo such file or directory")'
+TOOLS = [['-m', 'mmsb.datasets.digits'], *([str(path)] for path in sorted((ROOT / 'tools').rglob('*.py')))]
+
+
+@pytest.mark.parametrize('fault', NO_OPENCV)
+def test_without_opencv_one_line_says_what_to_install(fault, tmp_path):
+    (tmp_path / 'cv2.py').write_text(NO_OPENCV[fault])
+    script = 'try:\n    import mmsb\nexcept ImportError as error:\n    print(error)\n'
+    (line,) = run('-c', script, cwd=tmp_path, PYTHONPATH=f'{tmp_path}:{ROOT}').splitlines()
+    assert 'pip install opencv-python-headless' in line
+    assert 'uninstall -y opencv-python opencv-python-headless' in line
+    assert ('libGL.so.1' in line) == (fault == 'libGL')
+
+
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda tool: Path(tool[-1]).name)
+@pytest.mark.parametrize('name', ['cv2', 'mmengine', 'torch'])
+def test_a_tool_says_it_in_one_line_too(tool, name, tmp_path):
+    text = LIBGL if name == 'cv2' else f'raise ModuleNotFoundError("No module named {name}")'
+    (tmp_path / f'{name}.py').write_text(text)
+    hide = f'u.find_spec = lambda name, *rest: None if name == {name!r} else find(name, *rest)'
+    hide = f'import importlib.util as u\nfind = u.find_spec\n{hide}\n'
+    (tmp_path / 'sitecustomize.py').write_text(hide)
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    command = [sys.executable, *tool, '--help']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith('error: mmsb needs ' + ('OpenCV' if name == 'cv2' else name))
+    assert ('opencv-python-headless' if name == 'cv2' else 'mminstall') in line
+    assert done.returncode == 1
+
+
 def test_model_index_lists_every_config():
     assert set(MODELS) == {f'configs/{name}' for name in zoo.shipped()}
     assert all((ROOT / config).is_file() for config in MODELS)

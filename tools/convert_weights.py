@@ -9,6 +9,9 @@ import argparse
 import logging
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 import torch
 from mmengine.runner import set_random_seed
 

@@ -10,6 +10,9 @@ import argparse
 import logging
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config
 
 from mmsb.checkpoints.load import load_state_dict, require_file

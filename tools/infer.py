@@ -9,6 +9,9 @@ import logging
 import os
 import sys
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config
 
 from mmsb.checkpoints.load import require_file

@@ -1,12 +1,15 @@
 """Test a trained network from its config.
 
-python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_200.pth
 python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.onnx
 """
 
 import copy
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper

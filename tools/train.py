@@ -18,6 +18,9 @@ for name in ('SIGTERM', 'SIGUSR1'):  # before the imports, which take seconds
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), leave)
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config
 
 from mmsb.engine import fast

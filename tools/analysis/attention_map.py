@@ -9,6 +9,9 @@ block. Detectors have no single class: EigenCAM shows where their features are s
 import logging
 import warnings
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from torch import nn
 
 from mmsb.analysis import attention, bias_maps, pictures, trained

@@ -12,6 +12,9 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
+
+# isort: split
 from mmengine.config import Config
 from torch import Tensor, nn
 
