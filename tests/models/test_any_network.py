@@ -233,26 +233,26 @@ def test_folding_keeps_the_function(kind):
 @pytest.mark.parametrize('kind', [RESNET, CONVNEXT])
 @torch.no_grad()
 def test_compiles_to_one_graph(kind):
-    net = trained(kind)
+    net = trained(kind).double()
     expected = out(net)
-    torch.testing.assert_close(out(torch.compile(net, backend='eager', fullgraph=True)), expected)
+    torch.testing.assert_close(out(torch.compile(net, backend='eager', fullgraph=True)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_compiled_block_trains():
-    block, x = biased(trained(RESNET))[1], torch.randn(2, 32, 16, 16)
+    block, x = biased(trained(RESNET).double())[1], torch.randn(2, 32, 16, 16, dtype=torch.double)
     expected = [block(x), *torch.autograd.grad(block(x).square().mean(), block.bias_conv.weight)]
     compiled = torch.compile(block, backend='aot_eager', fullgraph=True)
     found = [y := compiled(x), *torch.autograd.grad(y.square().mean(), block.bias_conv.weight)]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @NEEDS_EXPORT
 @pytest.mark.parametrize('kind', [RESNET, CONVNEXT])
 @torch.no_grad()
 def test_exports(kind):
-    net = trained(kind)
-    program = torch.export.export(net, (image(),))
-    torch.testing.assert_close(program.module()(image()), out(net), rtol=1e-4, atol=1e-5)
+    net = trained(kind).double()
+    program = torch.export.export(net, (image().double(),))
+    torch.testing.assert_close(program.module()(image().double()), out(net), rtol=1e-9, atol=1e-9)
 
 
 DISTRIBUTED = """
@@ -265,15 +265,15 @@ import test_any_network as here
 rank = int(sys.argv[1])
 dist.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=rank, world_size=2)
 for kind in (here.RESNET, here.CONVNEXT, here.INVERTED):
-    net = here.trained(kind)  # in evaluation mode: statistics of a batch are those of a process
+    net = here.trained(kind).double()  # in evaluation mode: statistics of a batch are those of a process
     both = DistributedDataParallel(net)
     for _ in range(2):
         net.zero_grad()
-        both(here.image()[rank::2]).square().mean().backward()
+        both(here.image()[rank::2].double()).square().mean().backward()
     ours = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    net(here.image()).square().mean().backward()
-    torch.testing.assert_close(ours, [p.grad for p in net.parameters()], rtol=1e-3, atol=1e-5)
+    net(here.image().double()).square().mean().backward()
+    torch.testing.assert_close(ours, [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-9)
 print('the same')
 """
 

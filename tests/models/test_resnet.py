@@ -326,11 +326,11 @@ def test_autocast_is_close_to_full_precision(bias, dtype):
 
 @pytest.mark.parametrize('bias', [dict(), dict(position='conv1'), dict(fusion='add', pool='max')])
 def test_channels_last_changes_nothing(bias):
-    net, x = narrow(spatial_bias=bias).eval(), image(2, 3, 65, 47)
+    net, x = narrow(spatial_bias=bias).double().eval(), image(2, 3, 65, 47).double()
     with torch.no_grad():
         expected = net(x)
         outs = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(outs, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outs, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(('net', 'backend'), [
@@ -338,10 +338,11 @@ def test_channels_last_changes_nothing(bias):
     (SBResNet(base_channels=16), 'aot_eager'),  # inductor takes a minute here and finds no other graph
 ])  # fmt: skip
 def test_compiles_to_one_graph(net, backend):
-    scramble_norms(net).eval()
+    scramble_norms(net).double().eval()
+    x = image(2, 3, 32, 32).double()
     with torch.no_grad():
-        outs = torch.compile(net, fullgraph=True, backend=backend)(image(2, 3, 32, 32))
-        torch.testing.assert_close(outs, net(image(2, 3, 32, 32)), rtol=1e-4, atol=1e-4)
+        outs = torch.compile(net, fullgraph=True, backend=backend)(x)
+        torch.testing.assert_close(outs, net(x), rtol=1e-9, atol=1e-9)
 
 
 def test_sync_bn_evaluates_as_bn():
@@ -644,9 +645,9 @@ def test_a_norm_folded_into_one_convolution_alone_is_refused(options):
     fused = fuse_conv_bn(copy.deepcopy(net))
     with pytest.raises(ValueError, match='use switch_to_deploy'):
         fused(image(1, 3, 32, 32))
-    plain = SBResNetCifar(11, None).eval()
-    x = image(1, 3, 32, 32)
-    torch.testing.assert_close(fuse_conv_bn(copy.deepcopy(plain))(x), plain(x), rtol=1e-3, atol=1e-4)
+    plain = SBResNetCifar(11, None).double().eval()
+    x = image(1, 3, 32, 32).double()
+    torch.testing.assert_close(fuse_conv_bn(copy.deepcopy(plain))(x), plain(x), rtol=1e-9, atol=1e-9)
 
 
 def test_group_norm_of_the_maps_has_as_many_groups_as_fit():
