@@ -99,11 +99,15 @@ def _use_amp(cfg: Config, precision: str) -> None:
 
 
 def _bf16_pays() -> bool:
-    """Return whether this device computes in bf16 rather than emulate it."""
+    """Return whether this device computes in bf16 rather than emulate it.
+
+    A CPU must have the instructions, and oneDNN may use them: ONEDNN_MAX_CPU_ISA in the environment limits it.
+    """
     if get_device() == 'cuda':
         return torch.cuda.get_device_capability() >= (8, 0)
     info = Path('/proc/cpuinfo')  # on a Mac or Windows PC: not known, so not
-    return info.is_file() and any(name in info.read_text() for name in ('avx512_bf16', 'amx_bf16', ' bf16'))
+    has_bf16 = info.is_file() and any(name in info.read_text() for name in ('avx512_bf16', 'amx_bf16', ' bf16'))
+    return has_bf16 and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _fuse(cfg: Config) -> None:
