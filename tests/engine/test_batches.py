@@ -90,9 +90,9 @@ def test_a_pass_without_batches(options, samples, count, said, there, processes)
 
 def test_an_epoch_whose_batches_can_not_be_counted_first_ends_the_run_if_it_has_none():
     loop = object.__new__(EpochBasedTrainLoop)
-    loop._runner, loop.dataloader = MagicMock(), MagicMock()
+    loop._runner, loop._batches = MagicMock(), MagicMock()
     loop._epoch = loop._done = 0
-    loop.dataloader.__iter__.return_value = iter([])
+    loop._batches.__iter__.return_value = iter([])
     with pytest.raises(ValueError, match='train_dataloader yields no batch'):
         loop.run_epoch()
 
