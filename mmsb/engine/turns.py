@@ -65,8 +65,8 @@ class Turns:
         elif hook not in call.done:
             call.done.append(hook)
             method(runner, **arguments)
-            if hook in averages(runner) and name in (_SWAP, _SWAP_BACK):
-                self._swapped = [hook] if name == _SWAP else []
+            if name in (_SWAP, _SWAP_BACK) and hook in averages(runner):
+                self._swapped = [one for one in self._swapped if one is not hook] + [hook] * (name == _SWAP)
 
     @contextlib.contextmanager
     def settled(self, runner: Runner) -> Iterator[None]:
