@@ -53,6 +53,7 @@ FEW = {
 # What makes a small network of a config, with a gradient in every block. Nothing changes by weight decay alone.
 SMALL = {
     'model.backbone.base_channels': 8,
+    'model.backbone.stem_channels': 8,  # MMPretrain's default, 64, does not follow
     'model.backbone.zero_init_residual': False,
     'optim_wrapper.optimizer.weight_decay': 0,
 }

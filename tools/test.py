@@ -112,6 +112,15 @@ def _as_first_process() -> AbstractContextManager:
     return patch('mmengine.dist.utils.is_main_process', return_value=True)
 
 
+def dump_results(cfg: Config, path: str) -> None:
+    """Add a metric that saves the predictions to the evaluator of the test."""
+    evaluator = cfg.get('test_evaluator') or []
+    owner, key = (evaluator, 'metrics') if 'metrics' in evaluator else (cfg, 'test_evaluator')
+    metrics = owner.get(key) or []
+    metrics = [metrics] if isinstance(metrics, dict) else metrics
+    owner[key] = [*metrics, dict(type='DumpResults', out_file_path=path)]
+
+
 def main() -> None:
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -127,11 +136,10 @@ def main() -> None:
     def apply_flags(cfg: Config) -> None:
         cfg.load_from = None if exported else args.checkpoint
         cfg.resume = False
-        if args.out:
-            evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-            cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
 
     cfg = load_config(args, apply_flags)
+    if args.out:  # after `--cfg-options`, which know the evaluator as the config has it
+        dump_results(cfg, args.out)
     if args.tta and args.show_dir and cfg.default_scope == 'mmpretrain':
         raise ValueError('--show-dir: MMPretrain draws the label, and --tta merges scores but no labels')
     hooks: list[Hook] = [DeployHook()] if args.deploy else []

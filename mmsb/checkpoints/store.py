@@ -14,13 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import FileClient, HardDiskBackend, LocalBackend, register_backend
+from mmengine.fileio.backends import backends, prefix_to_backends
 
 from mmsb.checkpoints.load import load_checkpoint, local_path, require_file
 from mmsb.files import sha256_of, write_text, write_whole
 from mmsb.options import one_line
 
-POINTER = 'last_checkpoint'  # file in a work dir: path of the last checkpoint, relative to the work dir
+POINTER = 'last_checkpoint'  # file in a work dir: path of the last checkpoint, as MMEngine reads it
+OWN_BACKEND = dict(backend='mmsb')  # `CheckpointBackend`
 _LEFTOVER = re.compile(r'\..+\.(\d+|probe)\.tmp')
 _USUAL = re.compile(r'(best_.*_)?(epoch|iter)_\d+\.pth')
 
@@ -218,7 +220,41 @@ class CheckpointBackend(LocalBackend):
         remove_checkpoint(filepath)
 
 
-register_backend('mmsb', CheckpointBackend, force=True)
+register_backend(OWN_BACKEND['backend'], CheckpointBackend, force=True)
+
+
+def is_local(path: str | os.PathLike, backend_args: dict | None = None, file_client_args: dict | None = None) -> bool:
+    """Return whether MMEngine would write a path by its backend for local files, so that ours can do it instead.
+
+    A backend of somebody else may also write local files, in its own way.
+
+    Args:
+        path: file or folder.
+        backend_args: as of MMEngine's CheckpointHook.
+        file_client_args: the same, of its older interface.
+    """
+    asked = backend_args or file_client_args or {}
+    if asked.get('backend'):
+        kind = backends.get(asked['backend']) or FileClient._backends.get(asked['backend'])
+    else:
+        before, colon, _ = os.fspath(path).partition('://')
+        prefix = asked.get('prefix') or (before.rpartition(':')[2] if colon else '')
+        kind = prefix_to_backends.get(prefix)
+    return kind in (LocalBackend, HardDiskBackend, CheckpointBackend)
+
+
+def pointed_at(work_dir: str | os.PathLike) -> str | None:
+    """Return the checkpoint that `last_checkpoint` of a work dir names; None if there is no such file.
+
+    It names a path of the place where the run was. The work dir may have been moved or copied since, so a file of that
+    name beside it comes first.
+    """
+    try:
+        named = Path(work_dir, POINTER).read_text(errors='replace').strip()
+    except OSError:
+        return None
+    here = [os.path.join(work_dir, path) for path in (os.path.basename(named), named)] if is_local(named) else []
+    return next(filter(os.path.isfile, here), named) or None
 
 
 def _named_like_checkpoints(folders: Iterable[str], template: str | None, *, best: bool) -> list[str]:

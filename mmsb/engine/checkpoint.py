@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import tempfile
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import CheckpointHook as UpstreamCheckpointHook
@@ -11,7 +13,15 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from mmsb.checkpoints.publish import publish
-from mmsb.checkpoints.store import POINTER, clean_leftovers, is_checkpoint_name, probe, remove_checkpoint
+from mmsb.checkpoints.store import (
+    OWN_BACKEND,
+    POINTER,
+    clean_leftovers,
+    is_checkpoint_name,
+    is_local,
+    probe,
+    remove_checkpoint,
+)
 from mmsb.files import write_text
 from mmsb.options import one_line
 from mmsb.registry import HOOKS
@@ -27,24 +37,27 @@ _OWN_STATE = ('last_ckpt', 'keep_ckpt_ids', 'best_ckpt_path', 'best_ckpt_path_di
 class CheckpointHook(UpstreamCheckpointHook):
     """MMEngine's hook, with the same options, that never loses a checkpoint.
 
-    A local checkpoint is written atomically, with its SHA-256 in `NAME.pth.sha256`. Older ones are removed only after
-    that, and `last_checkpoint` is replaced atomically. If a checkpoint can't be written, the run continues and tries
-    again at the next interval; if the last one could not be written, the run ends with exit code 74. Before training,
-    the hook checks that there is space for one checkpoint. Requires the runner `mmsb.SafeRunner`.
+    A checkpoint that MMEngine's backend for local files would write is written atomically, with its SHA-256 in
+    `NAME.pth.sha256`; other backends write in their own way. Older checkpoints are removed only after that, and
+    `last_checkpoint` is replaced atomically. If a checkpoint can't be written, the run continues and tries again at the
+    next interval; if the last one could not be written, the run ends with exit code 74. Before training, the hook
+    checks that there is space for one checkpoint. Requires the runner `mmsb.SafeRunner`.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self._begun = False  # whether there is a training, and so a place for checkpoints
+        self._local = True  # whether they are written by our own backend
         self._failure: str | None = None  # why the last checkpoint could not be written
         self._failure_of_best: str | None = None
 
     def before_train(self, runner: Runner) -> None:
+        self._begun = True
         super().before_train(runner)
-        if '://' in str(self.out_dir):
+        self._local = is_local(self.out_dir, self.backend_args, self.file_client_args)
+        if not self._local:
             return
-        client = self.backend_args or self.file_client_args or {}
-        if client.get('backend', 'local') in ('local', 'disk'):
-            self.backend_args, self.file_client_args = dict(backend='mmsb'), None
+        self.backend_args, self.file_client_args = OWN_BACKEND, None
         error = None
         if runner.rank == 0:
             try:
@@ -113,7 +126,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         self._failure = outcome.get('failure')
         if self._failure is None and runner.rank == 0:
             try:
-                write_text(os.path.join(runner.work_dir, POINTER), self._pointer(runner))
+                write_text(os.path.join(runner.work_dir, POINTER), self._pointer())
             except OSError as error:  # resuming does not need it: the newest valid file is found without it
                 runner.logger.warning(f'{POINTER} could not be written: {error}')
             self._remove_doomed(runner)
@@ -121,6 +134,8 @@ class CheckpointHook(UpstreamCheckpointHook):
             runner.message_hub.update_info(_DOOMED, [])
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self._begun:  # `runner.val()` alone
+            return
         missing = [key for key in getattr(self, 'key_indicators', ()) if key not in (*metrics, 'auto')]
         if missing:
             runner.logger.warning(f'no best checkpoint is chosen: there is no {missing[0]}')
@@ -146,15 +161,19 @@ class CheckpointHook(UpstreamCheckpointHook):
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
         """Write a checkpoint with only the `published_keys`, named as upstream does, but atomically."""
-        if '://' in ckpt_path:
-            super()._publish_model(runner, ckpt_path)
-            return
-        path = publish(ckpt_path, self.published_keys)
+        if self._local:
+            path = publish(ckpt_path, self.published_keys)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder, os.path.basename(ckpt_path))
+                copy.write_bytes(self.file_backend.get(ckpt_path))
+                published = Path(publish(str(copy), self.published_keys))
+                path = self.file_backend.join_path(self.out_dir, published.name)
+                self.file_backend.put(published.read_bytes(), path)
         runner.logger.info(f'wrote the published keys of {ckpt_path} to {path}')
 
-    def _pointer(self, runner: Runner) -> str:
-        last = str(self.last_ckpt)
-        return last if '://' in last else os.path.relpath(last, runner.work_dir)  # a copied folder points into itself
+    def _pointer(self) -> str:
+        return os.path.abspath(self.last_ckpt) if self._local else str(self.last_ckpt)
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
@@ -181,14 +200,17 @@ class CheckpointHook(UpstreamCheckpointHook):
     def _remove(self, runner: Runner, name: str) -> None:
         if runner.rank != 0 or not self._may_remove(name):
             return
-        path = self.file_backend.join_path(self.out_dir, name)
+        backend = self.file_backend
+        path = backend.join_path(self.out_dir, name)
         try:
-            if '://' in path:
-                self.file_backend.remove(path)
-            else:
+            if self._local:
                 remove_checkpoint(path)
-        except OSError as error:
-            runner.logger.warning(f'{path} could not be removed: {error}')
+            elif backend.isfile(path):
+                backend.remove(path)
+            elif backend.isdir(path):  # of DeepSpeed
+                backend.rmtree(path)
+        except Exception as error:  # of any backend
+            runner.logger.warning(f'{path} could not be removed: {one_line(error)}')
 
     def _may_remove(self, name: str) -> bool:
         """Return whether a name, which may come from a checkpoint, is that of a checkpoint."""

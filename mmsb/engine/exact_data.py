@@ -5,6 +5,8 @@ is loaded with generators seeded by (seed, process, epoch, batch, position in th
 loop are left untouched.
 """
 
+import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.datasets.loading import load_sample
 
-from . import rng
+from . import hook_states, rng
 
 _SAMPLES, _SAMPLER = 0, 1  # first number of a key: what it seeds
 _WORKER_GRACE_S = 20
@@ -31,14 +33,20 @@ class Batch(list):
 
 class _Items:
     """Loads the samples of a batch, and names the files of one that fails; serves as a dataset's `__getitems__`, which
-    torch's fetcher prefers.
+    torch's fetcher prefers. A dataset that has one itself loads the batch, seeded as a whole.
     """
 
     def __init__(self, dataset) -> None:
         self._dataset = dataset
+        self._whole = getattr(type(dataset), '__getitems__', None)
 
     def __call__(self, batch) -> list:
         key = getattr(batch, 'key', None)
+        if self._whole is not None:
+            with rng.untouched() if key else contextlib.nullcontext():
+                if key:
+                    rng.seed_by(*key)
+                return self._whole(self._dataset, list(batch))
         if key is None:
             return [load_sample(self._dataset, index) for index in batch]
         samples = []
@@ -88,18 +96,23 @@ class _Plan:
     def __init__(self, batches: Iterable, seed: int) -> None:
         self._batches, self._seed = batches, seed
         self._at: tuple[int, int] | None = None
+        self._epoch: int | None = None  # of the latest pass
+        self._passed = 0  # passes that a sampler with a memory has made
         self.drawn: deque[tuple[int, int, list]] = deque(maxlen=1024)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def go_to(self, epoch: int, batch: int) -> None:
-        self._at = (epoch, batch)
+        self._at, self._epoch = (epoch, batch), epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._at is None:  # stock mmengine starts loading as it builds its loop, before the run knows its position
+        if self._epoch is None:  # stock mmengine starts loading as it builds its loop
             return
-        (epoch, first), self._at = self._at, None
+        epoch, first = self._at or (self._epoch, 0)  # without: a hook looks at the data by itself
+        self._at = None
+        if _has_memory(self._batches):
+            self._repeat_passes(epoch)
         stream = rng.Stream(_SAMPLER, self._seed, epoch)
         with stream:
             batches = iter(self._batches)
@@ -116,9 +129,29 @@ class _Plan:
                 yield batch
             number += 1
 
+    def _repeat_passes(self, epoch: int) -> None:
+        """Draw the indices of the passes before this one, which an earlier process made, and this one not."""
+        sampler = getattr(self._batches, 'sampler', None)
+        for number in range(self._passed, epoch):
+            _set_epoch(sampler, number)
+            with rng.Stream(_SAMPLER, self._seed, number):
+                deque(self._batches, maxlen=0)
+            _set_epoch(sampler, epoch)
+        self._passed = epoch + 1
+
+
+def _has_memory(sampler) -> bool:
+    """Return whether the order of a sampler may depend on its earlier passes; not so those of the libraries."""
+    while sampler is not None:
+        known = type(sampler).__module__.split('.')[0] in ('torch', *hook_states.LIBRARIES)
+        if not known or getattr(sampler, 'generator', None) is not None:
+            return True
+        sampler = getattr(sampler, 'sampler', None)
+    return False
+
 
 class ExactDataLoader(DataLoader):
-    """A DataLoader that can start at any batch of any epoch; `make_exact` turns a stock one into it."""
+    """A DataLoader that can start at any batch of any epoch; `exact_batches` turns another one into it."""
 
     _plan: _Plan
 
@@ -144,38 +177,85 @@ class ExactDataLoader(DataLoader):
             return super().__iter__()
 
 
-def make_exact(loader: DataLoader, seed: int) -> DataLoader:
-    """Turn a map-style DataLoader into an exact one, in place; other loaders are left unchanged.
+class RepeatedBatches:
+    """The batches of a loader that always starts at its beginning: those before the first one are loaded and dropped.
 
-    It happens in place because the loader's arguments can't be read back, and because whatever already refers to it (a
-    sampler, a hook that switches `dataset.pipeline`) must keep the same object.
+    Args:
+        loader: an iterable.
+        seed: seeds, with the epoch, what the loader draws in this process.
     """
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        return loader
-    if not isinstance(loader, ExactDataLoader):
-        loader._plan = _Plan(loader.batch_sampler, seed)
-        loader.dataset.__getitems__ = _Items(loader.dataset)
-        loader.__class__ = ExactDataLoader
+
+    def __init__(self, loader: Iterable, seed: int) -> None:
+        self._loader, self._seed = loader, seed
+        self._at = (0, 0)
+
+    def go_to(self, epoch: int, batch: int) -> None:
+        """See `ExactDataLoader.go_to`."""
+        self._at = (epoch, batch)
+
+    def __iter__(self) -> Iterator:
+        epoch, first = self._at
+        stream = rng.Stream(_SAMPLER, self._seed, epoch)
+        with stream:
+            batches = iter(self._loader)
+        for number in itertools.count():
+            with stream:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            if number >= first:
+                yield batch
+
+
+def exact_batches(loader: Iterable, seed: int) -> ExactDataLoader | RepeatedBatches:
+    """Return the batches of a loader such that a pass over them can start anywhere.
+
+    A map-style DataLoader is turned into an exact one, in place, because its arguments can't be read back, and because
+    whatever already refers to it (a sampler, a hook that switches `dataset.pipeline`) must keep the same object.
+    """
+    if not (isinstance(loader, DataLoader) and loader.batch_sampler is not None and _is_seedable(name_samples(loader))):
+        return RepeatedBatches(loader, seed)
+    kind = type(loader)
+    if not issubclass(kind, ExactDataLoader):
+        loader.__class__ = ExactDataLoader if kind is DataLoader else type(kind.__name__, (ExactDataLoader, kind), {})
+    loader._plan = _Plan(loader.batch_sampler, seed)
+    loader._iterator = None  # persistent workers of an earlier run have its plan
+    loader.generator = None  # each iterator would draw from it, and it may be the sampler's
     return loader
 
 
 def name_samples(loader: DataLoader) -> DataLoader:
     """Make the errors of a map-style DataLoader name the files of the sample, in place."""
     dataset = loader.dataset
-    if not isinstance(dataset, IterableDataset) and not hasattr(dataset, '__getitems__'):
-        dataset.__getitems__ = _Items(dataset)
+    if not isinstance(dataset, IterableDataset) and not _has_items(dataset):
+        with contextlib.suppress(AttributeError, TypeError):  # a list, or an object with slots
+            dataset.__getitems__ = _Items(dataset)
     return loader
+
+
+def _is_seedable(loader: DataLoader) -> bool:
+    """Return whether the samples of a loader are seeded by their position, or need not be."""
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        return False
+    return _has_items(dataset) or loader.num_workers == 0 or type(dataset).__module__ == 'builtins'
+
+
+def _has_items(dataset) -> bool:
+    return isinstance(getattr(dataset, '__dict__', {}).get('__getitems__'), _Items)
 
 
 class EndlessBatches:
     """The batches of an iteration-based training; starts the next pass over the data when one ends.
 
     Args:
-        loader: the exact dataloader that supplies the batches.
+        loader: the dataloader.
+        batches: its batches, by `exact_batches`.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
-        self._loader = loader
+    def __init__(self, loader: Iterable, batches: ExactDataLoader | RepeatedBatches) -> None:
+        self._loader, self._passes = loader, batches
         self._batches: Iterator | None = None
         self.epoch = 0  # completed passes
         self.batch = 0  # batches of this pass returned so far
@@ -192,9 +272,10 @@ class EndlessBatches:
         for _ in range(2):
             if self._batches is None:
                 if self.epoch:
-                    set_epoch(self._loader, self.epoch)
-                self._loader.go_to(self.epoch, self.batch)
-                self._batches = iter(self._loader)
+                    _set_epoch(getattr(self._loader, 'sampler', None), self.epoch)
+                    _set_epoch(getattr(getattr(self._loader, 'batch_sampler', None), 'sampler', None), self.epoch)
+                self._passes.go_to(self.epoch, self.batch)
+                self._batches = iter(self._passes)
             try:
                 data = next(self._batches)
             except StopIteration:
@@ -206,9 +287,15 @@ class EndlessBatches:
         raise ValueError(NO_BATCH)
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Tell the sampler of a loader which pass over the data comes next."""
-    for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
-        if hasattr(sampler, 'set_epoch'):
-            sampler.set_epoch(epoch)
-            return
+def length_of(loader: Iterable) -> int | None:
+    """Return the number of batches of a pass; None if it is unknown before its end."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _set_epoch(sampler, epoch: int) -> None:
+    """Tell a sampler, if it wants to know, which pass over the data comes next."""
+    if hasattr(sampler, 'set_epoch'):
+        sampler.set_epoch(epoch)

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import torch
 from mmengine.dist import all_gather_object
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
@@ -18,7 +18,11 @@ from mmsb.options import positive_integer
 from mmsb.registry import HOOKS
 
 from .checkpoint import CheckpointHook
+from .exact_data import ExactDataLoader
+from .loops import ResumableMixin
+from .runner import SafeRunner
 from .stops import EXIT_NOT_FINITE, EXIT_PREEMPTED, RunStopped
+from .turns import averages
 
 TIMEOUT_S = 1800
 
@@ -103,11 +107,9 @@ class GuardHook(Hook):
             raise RunStopped(f'{text}: --resume goes on from the last checkpoint', EXIT_PREEMPTED)
         if not self._told_to_stop():
             return
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                hook._swap_ema_parameters()  # during validation the averages take the place of the weights
-        if hasattr(runner.train_loop, 'redo_validation'):
-            runner.train_loop.redo_validation()
+        if not isinstance(runner, SafeRunner):  # which does so itself
+            for hook in averages(runner):
+                hook._swap_ema_parameters()
         self._stop(runner, runner.iter)
 
     def _note(self, number: int, _frame) -> None:
@@ -206,9 +208,8 @@ class GuardHook(Hook):
         """Return the indices of the current batch, if known, and its samples, without their pixels."""
         loop = runner.train_loop
         indices = None
-        if hasattr(loop, 'place') and hasattr(loop.dataloader, 'indices'):
-            place = loop.place(runner.iter)
-            indices = loop.dataloader.indices(place['epoch'], place['batch'] - 1)
+        if isinstance(loop, ResumableMixin) and isinstance(loop.dataloader, ExactDataLoader):
+            indices = loop.dataloader.indices(*loop.batch_in_work())
         samples = self._batch.get('data_samples') if isinstance(self._batch, dict) else None
         return indices, list(samples or [])
 

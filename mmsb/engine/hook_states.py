@@ -5,12 +5,12 @@ from mmengine.runner import Runner
 
 _ATTRIBUTES = {EarlyStoppingHook: ('wait_count', 'best_score')}  # of hooks that save nothing themselves
 _PLAIN = (bool, int, float, str, type(None))
-_LIBRARIES = ('mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'mmsb')  # the other hooks of these follow from the position
+LIBRARIES = ('mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'mmsb')  # the other hooks of these follow from the position
 
 
 def remember(runner: Runner) -> dict[str, dict]:
     """Return the numbers and texts that the hooks of others than the libraries hold before the training."""
-    foreign = {name: hook for name, hook in _named(runner) if type(hook).__module__.split('.')[0] not in _LIBRARIES}
+    foreign = {name: hook for name, hook in _named(runner) if type(hook).__module__.split('.')[0] not in LIBRARIES}
     return {name: {key: value for key, value in vars(hook).items() if isinstance(value, _PLAIN)}
             for name, hook in foreign.items() if not hasattr(hook, 'state_dict')}  # fmt: skip
 

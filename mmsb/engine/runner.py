@@ -1,26 +1,31 @@
 """MMEngine's runner, extended to resume a run exactly and to load checkpoints without running code from them."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.model import is_model_wrapper
-from mmengine.registry import LOOPS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from torch.utils.data import DataLoader
 
 from mmsb.checkpoints.load import drop_config_text, forget, load_checkpoint
 from mmsb.checkpoints.plain import make_plain, restore
+from mmsb.checkpoints.store import OWN_BACKEND, is_local, pointed_at
 from mmsb.configs import drop_warm_starts
 from mmsb.options import one_line
 from mmsb.registry import RUNNERS
 
 from . import hook_states, resumed_settings, rng
-from .exact_data import PatientWorker, make_exact, name_samples
+from .exact_data import PatientWorker, length_of, name_samples
 from .loops import ResumableMixin
+from .turns import Turns
 from .writers import Lost
 
 STATE = 'exact_resume'  # the checkpoint key for what mmengine's checkpoints lack
+_STEPPED = 'after_train_iter'  # in this call of hooks, the step is done, though not counted yet
+_BEFORE_THE_FIGURES = ('before_val', 'before_val_epoch', 'before_val_iter', 'after_val_iter')
 
 
 @RUNNERS.register_module()
@@ -35,16 +40,22 @@ class SafeRunner(Runner):
 
     run_id: str | None = None
     _start: dict | None = None  # the checkpoint to resume from
+    _hooks_before: Mapping = {}  # what they hold before the training
+    _has_initialised = _has_begun = False  # the weights; a training
 
     def build_dataloader(self, dataloader, seed: int | None = None, diff_rank_seed: bool = False):
-        """Build a dataloader; for mmsb's loops, training samples depend only on the seed and their position."""
+        """Build a dataloader, or prepare one that is built: errors name the sample, workers outlive a signal."""
         loader = name_samples(Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed))
-        loader.worker_init_fn = PatientWorker(loader.worker_init_fn)
-        exact = dataloader is self._train_dataloader and _is_resumable(self._train_loop)
-        return make_exact(loader, self.seed) if exact else loader
+        if not isinstance(loader.worker_init_fn, PatientWorker):
+            loader.worker_init_fn = PatientWorker(loader.worker_init_fn)
+        return loader
 
     def build_logger(self, *args, **kwargs):
         """Build the logger; from now on, nothing that can't be logged ends the run."""
+        for loader in (self._train_dataloader, self._val_dataloader, self._test_dataloader):
+            if isinstance(loader, DataLoader):
+                self.build_dataloader(loader)
+        self._turns = Turns()
         self._lost = Lost()
         logger = super().build_logger(*args, **kwargs)
         self._lost.guard_logger(logger)
@@ -66,8 +77,11 @@ class SafeRunner(Runner):
     def build_model(self, model) -> torch.nn.Module:
         """Build the network; one that is about to resume needs none of the files from which its training started."""
         parts = None
+        if self._resume and self._load_from is None:
+            self._load_from = pointed_at(self.work_dir)
         if self._resume and self._load_from:
-            self._start = self._read(self._load_from)  # before the sampler is built, with the seed
+            self._start = self._read(self._load_from)
+            self._take_seed()  # before the sampler is built
             parts = (self._start.get(STATE) or {}).get('new_parts')
         if parts is None or not isinstance(model, dict):
             return super().build_model(model)
@@ -78,14 +92,17 @@ class SafeRunner(Runner):
             network.get_submodule(name).spare(spared)
         return network
 
+    def _take_seed(self) -> None:
+        seed, now = (self._start.get('meta') or {}).get('seed'), self._randomness_cfg.get('seed')
+        if seed is not None and seed != now:
+            self.logger.warning(f'resuming with the seed of the checkpoint, {seed}, instead of {now}')
+            self._randomness_cfg.update(seed=seed)
+            self.set_randomness(**self._randomness_cfg)
+
     def train(self) -> torch.nn.Module:
-        if self._start is not None:
-            seed = (self._start.get('meta') or {}).get('seed')
-            if seed is not None and seed != self._randomness_cfg.get('seed'):
-                now = self._randomness_cfg.get('seed')
-                self.logger.warning(f'resuming with the seed of the checkpoint, {seed}, instead of {now}')
-                self._randomness_cfg.update(seed=seed)
-                self.set_randomness(**self._randomness_cfg)
+        if not self._has_begun:  # what `val()` has loaded before is initialised anew, as the averages are
+            self._has_loaded = False
+        self._has_begun = True
         try:
             return super().train()
         finally:
@@ -111,6 +128,9 @@ class SafeRunner(Runner):
         processes and of batches per epoch. Settings of the config that the checkpoint overrides are a warning; with
         `resume_param_scheduler=False` in the config, those of the config count.
         """
+        if self._train_loop is None:  # a validation or test with a config that says `resume`
+            self.load_checkpoint(filename)
+            return
         keep = resume_param_scheduler and self.cfg.get(resumed_settings.KEY, True)
         config = resumed_settings.FromConfig(self)
         super().resume(filename, resume_optimizer, keep, map_location)
@@ -119,14 +139,13 @@ class SafeRunner(Runner):
         if warning := config.overridden():
             self.logger.warning(warning)
         state, self._loaded_state = self._loaded_state, None
-        if not _is_resumable(self.train_loop):
+        if not isinstance(self.train_loop, ResumableMixin):
             self.logger.warning(f'{type(self.train_loop).__name__} is not a training loop of mmsb: the run may differ')
             return
         place = state and self._usable_place(state)
         if not place:
             if state is None:
                 self.logger.warning('the checkpoint holds no data position or random states: the run may differ')
-            self.train_loop.resume(None, None)
             return
         hook_states.restore(self, state.get('hooks') or {})
         mine = state['processes'][get_rank()]
@@ -135,27 +154,65 @@ class SafeRunner(Runner):
         for name, gradient in mine['gradients'].items():
             parameters[name].grad = gradient.to(parameters[name].device)
 
-    def save_checkpoint(self, out_dir, filename, *args, meta: dict | None = None, **kwargs) -> None:
-        """Save a checkpoint; all processes must call it. The first one writes, and a failure is raised in all of them.
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Save a checkpoint, from any hook; all processes must call it.
+
+        The run resumes from it exactly. The first process writes, a local file whole or not at all, and a failure is
+        raised in all of them. With mmsb's loops, `meta` says the completed epochs and iterations, whatever `by_epoch`
+        and the given `meta` count. A validation that is under way is repeated on resuming.
+
+        Args:
+            out_dir, filename, file_client_args, save_param_scheduler, meta, by_epoch, backend_args: see MMEngine's.
+            save_optimizer: whether to save the optimizer, and all else that resuming exactly needs.
 
         Raises:
             OSError: the checkpoint could not be written.
         """
+        if is_local(out_dir, backend_args, file_client_args):
+            backend_args, file_client_args = OWN_BACKEND, None
         error = None
-        meta = {**(meta or {}), 'run_id': self.run_id}
-        self._state = self._exact_state(meta.get('iter', self.iter)) if kwargs.get('save_optimizer') else None
-        try:
-            super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
-        except OSError as problem:
-            error = one_line(problem)
-        finally:
-            self._state = None
+        with self._turns.settled(self):
+            if 'before_run' in self._turns.names and self._has_begun:
+                self._init_model_weights()
+                self.load_or_resume()
+            meta = {**(meta or {}), 'run_id': self.run_id, **self._counters()}
+            self._state = self._exact_state() if save_optimizer else None
+            try:
+                super().save_checkpoint(
+                    out_dir,
+                    filename,
+                    file_client_args,
+                    save_optimizer=save_optimizer,
+                    save_param_scheduler=save_param_scheduler,
+                    meta=meta,
+                    by_epoch=by_epoch,
+                    backend_args=backend_args,
+                )
+            except OSError as problem:
+                error = one_line(problem)
+            finally:
+                self._state = None
         error = all_gather_object(error)[0]
         if error:
             raise OSError(error)
 
+    def register_hook(self, hook, priority=None) -> None:
+        super().register_hook(hook, priority)
+        self._turns.watch(self)
+
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        super().call_hook(fn_name, **kwargs)
+        with self._turns.call(fn_name, kwargs):
+            super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_train':
             self._hooks_before = hook_states.remember(self)
             if self.val_loop is not None:
@@ -173,9 +230,23 @@ class SafeRunner(Runner):
     def _bare_model(self) -> torch.nn.Module:
         return self.model.module if is_model_wrapper(self.model) else self.model
 
-    def _exact_state(self, iteration: int) -> dict:
-        loop = self.train_loop
-        place, states = (loop.place(iteration), loop.rng_state()) if hasattr(loop, 'place') else (None, rng.get_state())
+    def _init_model_weights(self) -> None:
+        if not self._has_initialised:
+            self._has_initialised = True
+            super()._init_model_weights()
+
+    def _counters(self) -> dict:
+        if not isinstance(self.train_loop, ResumableMixin):
+            return {}
+        names = self._turns.names
+        return self.train_loop.counters(stepped=_STEPPED in names, epoch_ended='after_train_epoch' in names)
+
+    def _exact_state(self) -> dict:
+        loop, names = self.train_loop, self._turns.names
+        place, states = None, rng.get_state()
+        if isinstance(loop, ResumableMixin):
+            redo = loop.validating and bool(names) and names[-1] in _BEFORE_THE_FIGURES
+            place, states = loop.snapshot(stepped=_STEPPED in names, redo_validation=redo)
         return dict(
             place=place,
             processes=all_gather_object(dict(rng=states, gradients=self._partial_gradients())),
@@ -197,16 +268,10 @@ class SafeRunner(Runner):
         place, then = state['place'], len(state['processes'])
         if place is None:
             return None
-        same = (then, place['length']) == (self.world_size, len(self.train_dataloader))
+        length = length_of(self.train_dataloader)
+        same = (then, place['length']) == (self.world_size, length)
         if not same:
-            now = f'{self.world_size} processes and {len(self.train_dataloader)} batches per epoch'
+            now = f'{self.world_size} processes and {length} batches per epoch'
             was = f'{then} and {place["length"]}'
             self.logger.warning(f'the run was saved with {was}, and resumes with {now}: it may differ')
         return place if same else None
-
-
-def _is_resumable(loop) -> bool:
-    """Return whether a training loop, or the config of one, is one of mmsb's."""
-    kind = loop.get('type') if isinstance(loop, dict) else type(loop)
-    kind = LOOPS.get(kind) if isinstance(kind, str) else kind
-    return isinstance(kind, type) and issubclass(kind, ResumableMixin)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from mmsb.checkpoints.store import is_local
+
 from .guard import TIMEOUT_S
 
 RUNNER = 'mmsb.SafeRunner'
@@ -66,8 +68,14 @@ def use_safe_runner(cfg: Config) -> None:
 def output_folders(cfg: Config) -> list[str]:
     """List the local folders to which a run writes checkpoints, starting with the work dir."""
     out_dir = _saving(cfg).get('out_dir')
-    local = [str(Path(out_dir) / Path(cfg.work_dir).name)] if out_dir and '://' not in str(out_dir) else []
+    local = [str(Path(out_dir) / Path(cfg.work_dir).name)] if out_dir and saves_locally(cfg, out_dir) else []
     return [cfg.work_dir, *local]
+
+
+def saves_locally(cfg: Config, path: str) -> bool:
+    """Return whether the checkpoint hook of a config would write to this path by the backend for local files."""
+    saving = _saving(cfg)
+    return is_local(path, saving.get('backend_args'), saving.get('file_client_args'))
 
 
 def filename_template(cfg: Config) -> str | None:

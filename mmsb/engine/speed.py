@@ -8,6 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class SpeedHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         saved = checkpoint.get('optimizer') or {}
         wrapper = runner.optim_wrapper
-        if not runner._resume or 'param_groups' not in saved or not hasattr(wrapper, 'optimizer'):
+        if not runner._resume or 'param_groups' not in saved or not isinstance(wrapper, OptimWrapper):
             return
         then, now = len(saved['param_groups']), len(wrapper.optimizer.param_groups)
         if then != now:

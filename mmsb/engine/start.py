@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 from mmsb.checkpoints.load import load_checkpoint, require_file
-from mmsb.checkpoints.store import POINTER, Stored, first_valid, list_checkpoints, probe, set_aside, why_invalid
+from mmsb.checkpoints.store import Stored, first_valid, list_checkpoints, pointed_at, probe, set_aside, why_invalid
 from mmsb.options import one_line
 
 from . import resumed_settings
 from .lock import WorkDirLock
 from .processes import first_process_decides, is_restart, rank_in_environment
-from .safety import filename_template, output_folders
+from .safety import filename_template, output_folders, saves_locally
 from .stops import EXIT_NOT_SAVED, RunStopped
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -93,9 +92,9 @@ class WorkDir:
         if own and os.environ.get(LAUNCH) and record.get('launch') != os.environ[LAUNCH]:
             return None
         cfg = self._cfg
-        said = _pointed_at(cfg.work_dir)
-        if '://' in said:  # in a remote store, and of the only run that is known to be there
-            return said
+        named = pointed_at(cfg.work_dir)
+        if named and not saves_locally(cfg, named):  # in another store, and of the only run that is known to be there
+            return named
         stored, skipped = list_checkpoints(output_folders(cfg), filename_template(cfg))
         run = record['run'] if 'run' in record else self._only_run(stored)
         path, damaged = first_valid([one for one in stored if one.run == run])
@@ -175,14 +174,6 @@ def _texts(node) -> Iterator[str]:
             yield from _texts(child)
 
 
-def _pointed_at(work_dir: str) -> str:
-    try:
-        with open(os.path.join(work_dir, POINTER), errors='replace') as file:
-            return file.read().strip()
-    except OSError:
-        return ''
-
-
 def _run_of(path: str) -> str | None:
     """Return the run that wrote a checkpoint.
 
@@ -201,9 +192,7 @@ def decide_as_stock(cfg: Config, resume: str | None) -> None:
     if not cfg.get(resumed_settings.KEY, True):
         raise ValueError(f'{resumed_settings.KEY}=False needs mmsb.SafeRunner: leave out --stock-hooks')
     resume = _wanted(cfg, resume)
-    found = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' or is_restart() else None
-    if found and not os.path.exists(found) and '://' not in found:  # mmsb's pointer is relative to the work dir
-        found = os.path.join(cfg.work_dir, found)
+    found = pointed_at(cfg.work_dir) if resume == 'auto' or is_restart() else None
     _write_start(cfg, found or (None if resume == 'auto' else resume))
 
 

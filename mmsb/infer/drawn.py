@@ -26,9 +26,9 @@ def build_visualizer(cfg: Config, dataset_meta: dict):
     """
     others = ('name', 'save_dir', 'vis_backends')
     options = {key: value for key, value in (cfg.get('visualizer') or {}).items() if key not in others}
-    kind = options.pop('type', VISUALIZERS[cfg.default_scope])
+    kind, scope = options.pop('type', VISUALIZERS[cfg.default_scope]), options.pop('_scope_', cfg.default_scope)
     if isinstance(kind, str):
-        kind = MMENGINE_VISUALIZERS.get(kind if '.' in kind else f'{cfg.default_scope}.{kind}')
+        kind = MMENGINE_VISUALIZERS.get(kind if '.' in kind else f'{scope}.{kind}')
     visualizer = kind(**options)
     visualizer.dataset_meta = dataset_meta
     return visualizer

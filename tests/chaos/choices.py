@@ -46,8 +46,8 @@ class Run:
         return train(self.folder, self.config, '--work-dir', work_dir, *self.flags, *args, before=act)
 
     def point_to(self, path: Path) -> None:
-        """Write the pointer of a work dir; stock mmengine's is a whole path."""
-        (path.parent / 'last_checkpoint').write_text(str(path) if self.flags else path.name)
+        """Write the pointer of a work dir."""
+        (path.parent / 'last_checkpoint').write_text(str(path))
 
     def judged(self, work_dir: Path, start: int, *args, end: str = LAST) -> str:
         """Resume; return what is wrong with the choice or with the end, or ''."""

@@ -37,7 +37,7 @@ def test_killed_in_a_save_with_one_checkpoint_kept(arena):
     whole = train(arena, config, '--work-dir', 'whole', *one)
     assert whole.code == 0, whole.said()
     assert [path.name for path in (arena / 'whole').glob('iter*.pth')] == ['iter_6.pth']
-    assert (arena / 'whole/last_checkpoint').read_text() == 'iter_6.pth'
+    assert (arena / 'whole/last_checkpoint').read_text() == str(arena / 'whole/iter_6.pth')
     killed = train(arena, config, '--work-dir', 'run', *one, before=InSaves(2).install)
     assert killed.code == -signal.SIGKILL
     assert list(arena.glob('run/.iter_4.pth.*.tmp'))

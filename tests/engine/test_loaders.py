@@ -1,163 +1,176 @@
-"""Passes without batches, batches of one sample, and steps of another size are found before a training starts."""
+"""Loops take any loader that MMEngine's take, and go on in the middle of its data."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from chaos.toy import Numbers, end_of, loader_of, runner
+from chaos.victim import differing
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, Subset
 
-from mmsb.analysis import zoo
-from mmsb.engine import launcher
-from mmsb.engine.launcher import check_before_run, common_parser, load_config
-from mmsb.engine.safety import add_safety
-
-pytest.importorskip('mmpretrain')
-DIGITS = 'demo/sb-resnet11_b64-10e_digits.py'
-DETECTOR = 'demo/faster-rcnn_sb-r50c16_fpn_b16-8e_digits-scenes.py'
-RUN = ('train_dataloader', 'val_dataloader')
-VECTORS = (  # batch norm over vectors
-    'model.neck={_delete_: True, type: LinearNeck, in_channels: 256, out_channels: 8, gap_dim: 2, '
-    'norm_cfg: {type: BN1d}}',
-    'model.head.in_channels=8',
-)
-NONE, LAST = 'train_dataloader: a pass over the data has no batches', 'train_dataloader: the last batch of an epoch'
+STOP_AT = 5  # iterations: in the middle of the second pass
+REPEATED = 'can only be read from its start: a resumed run reads the batches of its epoch again'
 
 
-@pytest.fixture
-def there(arena, monkeypatch):
-    monkeypatch.chdir(arena)
+class Own(Sampler):
+    """Another order in each pass, from generators of its own."""
+
+    def __init__(self) -> None:
+        self._torch, self._numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self):
+        order = torch.randperm(12, generator=self._torch).tolist()
+        yield from self._numpy.permutation(order).tolist()
 
 
-@pytest.fixture
-def processes(monkeypatch):
-    """Let PyTorch believe in several processes, of which this is the first."""
+class Wholes(Numbers):
+    """Loads a batch at once."""
 
-    def begin(count: int) -> None:
-        if count > 1:
-            torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=count)
-            monkeypatch.setattr(launcher, 'first_process_decides', lambda cfg, decide: decide())
-
-    yield begin
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    def __getitems__(self, indices: list) -> list:
+        return [dict(inputs=row) for row in torch.rand(len(indices), 2) + torch.tensor(indices)[:, None]]
 
 
-def check(*options: str, config: str = DIGITS, samples: int | None = None) -> str:
-    """Rehearse a training; return its error, or nothing."""
-    given = [*options, *([f'train_dataloader.dataset.indices={samples}'] if samples else [])]
-    cfg = load_config(
-        common_parser('').parse_args([str(zoo.CONFIGS / config), '--cfg-options', *given]), lambda _: None
-    )
-    add_safety(cfg)
-    try:
-        check_before_run(cfg, RUN)
-    except ValueError as error:
-        return str(error)
-    return ''
+class Slots:
+    """A dataset that takes no attributes."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(inputs=torch.rand(2) + index)
 
 
-def loader(batch_size: int, **options) -> list[str]:
-    return [f'train_dataloader.{key}={value}' for key, value in dict(batch_size=batch_size, **options).items()]
+@DATASETS.register_module()
+class Stream(IterableDataset):
+    """Shuffled by Python's generator; each worker has its share."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        order = list(range(first, 12, step))
+        random.shuffle(order)
+        for number in order:
+            yield dict(inputs=torch.rand(2) + number)
 
 
-def iterations(count: int) -> list[str]:
-    return [
-        f'train_cfg={{_delete_: True, by_epoch: False, max_iters: {count}}}',
-        'log_processor.by_epoch=False',
-        'param_scheduler=None',
-    ]
+class Mine(DataLoader):
+    """A loader of one's own."""
 
 
-@pytest.mark.parametrize(
-    ('options', 'samples', 'count', 'said'),
-    [
-        (loader(16, drop_last=True), 5, 1, f'{NONE} (5 samples, batch_size=16)'),
-        (loader(16, drop_last=True), 20, 2, f'{NONE} (20 samples, batch_size=16, 2 processes)'),
-        (loader(8, drop_last=True, **{'sampler.round_up': False}), 15, 2, NONE),
-        (['val_dataloader.drop_last=True', 'val_dataloader.dataset.indices=7'], None, 1,
-         NONE.replace('train', 'val')),
-        (loader(16, drop_last=True), 16, 1, ''),
-        (loader(8, drop_last=True), 16, 2, ''),
-        ([*loader(16, drop_last=True, **{'sampler.type': 'InfiniteSampler'}), *iterations(3)], 5, 1, ''),
-    ],
-)  # fmt: skip
-def test_a_pass_without_batches(options, samples, count, said, there, processes):
-    processes(count)
-    found = check(*options, samples=samples)
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
+class Plain:
+    """An iterable that is no DataLoader."""
+
+    dataset = Numbers()
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        for first in (0, 4, 8):
+            yield dict(inputs=torch.rand(4, 2) + torch.arange(first, first + 4.0)[:, None])
 
 
-@pytest.mark.parametrize(
-    ('options', 'samples', 'count', 'said'),
-    [
-        (loader(16), 17, 1, f'{LAST} has one sample (17 samples, batch_size=16)'),
-        (loader(16), 34, 2, f'{LAST} has one sample (34 samples, batch_size=16, 2 processes)'),
-        (loader(16, **{'sampler.round_up': False}), 33, 2, LAST),
-        (loader(1), 8, 1, 'train_dataloader: every batch of an epoch has one sample (8 samples, batch_size=1)'),
-        ([*loader(16), *iterations(2)], 17, 1, LAST),
-        ([*loader(16), *iterations(1)], 17, 1, ''),
-        (loader(16, drop_last=True), 17, 1, ''),
-        (loader(16), 17, 2, ''),
-        (loader(16), 18, 1, ''),
-        ([*loader(16), 'sync_bn=torch'], 34, 2, ''),
-        ([*loader(1), 'model.neck.norm_cfg.type=SyncBN'], 8, 2, ''),
-        ([*loader(1), 'model.neck.norm_cfg.type=LN'], 8, 1, ''),
-    ],
-)  # fmt: skip
-def test_a_batch_of_one_sample(options, samples, count, said, there, processes):
-    processes(count)
-    found = check(*VECTORS, *options, samples=samples)
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
-    if said:
-        assert "batch norm 'neck.norm' needs more than one value per channel to train: set " in found
-        assert ('drop_last=True' in found) == (options[0] != 'train_dataloader.batch_size=1')
+EXACT = {
+    'config': lambda **how: loader_of(**how),
+    'object': lambda **how: DataLoader(Numbers(), 4, shuffle=True, **how),
+    'generator': lambda **how: DataLoader(
+        Numbers(), 4, shuffle=True, generator=torch.Generator().manual_seed(5), **how
+    ),
+    'batch sampler': lambda **how: DataLoader(
+        Numbers(), batch_sampler=BatchSampler(RandomSampler(range(12)), 4, False), **how
+    ),
+    'own sampler': lambda **how: DataLoader(Numbers(), 4, sampler=Own(), **how),
+    'whole batches': lambda **how: DataLoader(Wholes(), 4, shuffle=True, **how),
+    'subset': lambda **how: DataLoader(Subset(Numbers(), range(12)), 4, shuffle=True, **how),
+    'list': lambda **how: DataLoader(
+        [dict(inputs=torch.tensor([n, n / 2.0])) for n in range(12)], 4, shuffle=True, **how
+    ),
+    'subclass': lambda **how: Mine(Numbers(), 4, shuffle=True, **how),
+}
+REPEATING = {
+    'slots': lambda **how: DataLoader(Slots(), 4, shuffle=True, **how),
+    'stream': lambda **how: DataLoader(Stream(), 4, **how),
+    'config of a stream': lambda **how: loader_of(dict(type='Stream'), sampler=None, **how),
+    'plain': lambda **how: Plain(),
+}
+CASES = [
+    *((kind, by_epoch, {}) for kind in (*EXACT, *REPEATING) for by_epoch in (True, False)),
+    *((kind, True, dict(num_workers=2)) for kind in ('generator', 'own sampler', 'list', 'slots', 'stream')),
+]
+NO_VALIDATION = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
 
 
-def test_a_batch_of_one_sample_is_no_error_where_maps_are_larger(there):
-    assert check(*loader(16), samples=17) == ''
-    pytest.importorskip('mmdet')
-    assert check(*loader(1), config=DETECTOR) == ''
+class Seen(Hook):
+    """Notes the numbers of the samples; saves after some iterations."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def after_train_iter(self, run, batch_idx, data_batch=None, outputs=None) -> None:
+        inputs = data_batch['inputs']
+        self.numbers += (torch.stack(inputs) if isinstance(inputs, list) else inputs)[:, 0].int().tolist()
+        if len(self.numbers) == 4 * STOP_AT:
+            run.save_checkpoint(run.work_dir, 'stop.pth')
 
 
-@pytest.mark.parametrize(
-    ('options', 'count', 'said'),
-    [
-        ((), 1, ''),
-        (loader(16), 4, ''),
-        ([*loader(16), 'optim_wrapper.accumulative_counts=4'], 1, ''),
-        ([*loader(16), 'auto_scale_lr.enable=True'], 1, ''),
-        ([*loader(16), 'auto_scale_lr=None'], 1, ''),
-        (loader(16), 1, 'for 64 samples a step (auto_scale_lr.base_batch_size), and a step has 16 (batch_size=16, '
-         'processes: 1, accumulative_counts=1): pass --auto-scale-lr, or set auto_scale_lr.base_batch_size=16 if'),
-        ((), 2, 'and a step has 128 (batch_size=64, processes: 2, accumulative_counts=1): pass --auto-scale-lr, or'),
-        ([*loader(16), 'optim_wrapper.accumulative_counts=2'], 1, 'and a step has 32 (batch_size=16, processes: 1, '
-         'accumulative_counts=2): multiply optim_wrapper.optimizer.lr by 0.5, or set auto_scale_lr.base_batch_size=32'),
-        ([*loader(16), 'optim_wrapper.accumulative_counts=4', 'auto_scale_lr.enable=True'], 1,
-         '--auto-scale-lr scales it to 16, so multiply optim_wrapper.optimizer.lr by 4'),
-    ],
-)  # fmt: skip
-def test_a_step_of_another_size_is_one_warning(options, count, said, there, processes, monkeypatch, capsys):
-    monkeypatch.setattr(launcher, 'dry_run', lambda *_: None)
-    processes(count)
-    assert check(*options, samples=99) == ''
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert printed.count('\n') == bool(said)
-    assert printed.startswith('warning: ') or not said
+@pytest.mark.parametrize(('kind', 'by_epoch', 'workers'), CASES)
+def test_any_loader_goes_on_where_it_was(tmp_path, kind, by_epoch, workers):
+    make = {**EXACT, **REPEATING}[kind]
+    seen, rest = Seen(), Seen()
+    options = dict(by_epoch=by_epoch, **NO_VALIDATION)
+    torch.manual_seed(7)
+    whole = end_of(runner(tmp_path / 'whole', data=make(**workers), hooks=[seen], **options))
+    for first in (0, 12, 24):
+        assert sorted(seen.numbers[first : first + 12]) == list(range(12))
+    torch.manual_seed(8)
+    stop = dict(load_from=str(tmp_path / 'whole/stop.pth'), resume=True)
+    resumed = end_of(runner(tmp_path / 'resumed', data=make(**workers), hooks=[rest], **stop, **options))
+    assert differing(resumed, whole) == []
+    assert rest.numbers == seen.numbers[4 * STOP_AT :]
+    (log,) = (tmp_path / 'whole').glob('*/*.log')
+    assert (REPEATED in log.read_text()) == (kind in REPEATING and not (kind == 'slots' and not workers))
 
 
-@pytest.mark.parametrize(
-    ('gpus', 'kind', 'said'), [(0, 'none', False), (1, 'none', False), (2, 'none', True), (2, 'pytorch', False)]
-)
-def test_gpus_that_are_left_out_are_one_line(gpus, kind, said, there, monkeypatch, capsys):
-    cfg = load_config(common_parser('').parse_args([str(zoo.CONFIGS / DIGITS)]), lambda _: None)
-    cfg.launcher = kind
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-    monkeypatch.setattr(launcher, 'first_process_decides', lambda *_: None)
-    for loaders, script in (
-        (RUN, 'dist_train.sh CONFIG 2'),
-        (('test_dataloader',), 'dist_test.sh CONFIG CHECKPOINT 2'),
-    ):
-        check_before_run(cfg, loaders)
-        line = f'warning: 2 GPUs are visible and one is used: bash tools/{script} uses all of them\n'
-        assert capsys.readouterr().err == (line if said else '')
+@pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
+@pytest.mark.parametrize('kind', ['config', 'object', 'stream'])
+def test_our_loops_train_and_resume_under_the_stock_runner_too(tmp_path, kind, by_epoch):
+    make = {**EXACT, **REPEATING}[kind]
+    seen, rest = Seen(), Seen()
+    saving = dict(interval=1 if by_epoch else 3, by_epoch=by_epoch)
+    options = dict(by_epoch=by_epoch, saving=saving, **NO_VALIDATION)
+    runner(tmp_path / 'run', Runner, data=make(), hooks=[seen], **options).train()
+    path = str(tmp_path / 'run' / ('epoch_1.pth' if by_epoch else 'iter_3.pth'))
+    runner(tmp_path / 'resumed', Runner, data=make(), hooks=[rest], load_from=path, resume=True, **options).train()
+    assert len(rest.numbers) == 24
+    assert rest.numbers == seen.numbers[12:]
+
+
+class Looks(Hook):
+    """Reads the training data by itself, as hooks do that make batch norms precise."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def _look(self, run) -> None:
+        self.counts.append(len(list(run.train_dataloader)))
+
+    before_train = after_train_epoch = after_train = _look
+
+
+def test_a_hook_may_read_the_training_data(tmp_path):
+    looks = Looks()
+    quiet = end_of(runner(tmp_path / 'quiet'))
+    assert differing(end_of(runner(tmp_path / 'looked', hooks=[looks])), quiet) == []
+    assert looks.counts == [3] * 5

@@ -1,6 +1,7 @@
 """A resumed run says what its checkpoint overrides in the config; and it follows the config if that is asked for."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from mmsb.checkpoints.plain import make_plain
 from mmsb.engine import SafeRunner
-from mmsb.engine.resumed_settings import check_resumable
+from mmsb.engine.resumed_settings import FromConfig, check_resumable
 
 LENGTH = 4  # batches per epoch
 COSINE = dict(type='CosineAnnealingLR', T_max=6, end=6)
@@ -156,6 +157,20 @@ def test_more_epochs_of_a_constant_schedule_are_no_warning(tmp_path):
     assert not warned
     assert {one[0][0] for one in seen.values()} == {0.1}
     assert max(seen) == 8 * LENGTH - 1
+
+
+def test_the_settings_of_a_loss_scaler_are_named_and_put_back():
+    wrapper = OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', growth_interval=2000)
+    runner = SimpleNamespace(optim_wrapper=wrapper, param_schedulers=None, train_loop=None, iter=4, epoch=0)
+    config = FromConfig(runner)
+    wrapper.loss_scaler.load_state_dict({**wrapper.loss_scaler.state_dict(), 'scale': 8.0})
+    assert config.overridden() is None
+    wrapper.loss_scaler.load_state_dict({**wrapper.loss_scaler.state_dict(), 'growth_interval': 5})
+    assert ' optim_wrapper.loss_scale.growth_interval=5 (config: 2000); ' in config.overridden()
+    config.restore()
+    assert config.overridden() is None
+    assert wrapper.loss_scaler.get_scale() == 8
 
 
 class Scheduled:
