@@ -211,6 +211,36 @@ def test_one_graph_for_all_sizes(monkeypatch, network, dynamic, shapes, graphs):
     assert list(part.state_dict()) == names
 
 
+class _Branches(nn.Module):
+    """Decides by a value, which no single graph can."""
+
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ('part', 'sizes', 'compiled'),
+    [(_Branches, [4, 4], 0), (nn.Identity, [4, 5, 6, 7], 2), (nn.Identity, [4, 4], 1)],
+    ids=['never one graph', 'more sizes than graphs', 'one graph'],
+)
+def test_what_cannot_be_one_graph_stays_eager(part, sizes, compiled, monkeypatch):
+    torch._dynamo.reset()
+    counter, compile, said = CompileCounter(), torch.compile, []
+    monkeypatch.setattr(torch, 'compile', lambda *args, **options: compile(*args, backend=counter, **options))
+    monkeypatch.setattr(speed, 'print_log', lambda text, *_: said.append(text))
+    part = part().train()
+    speed._compile(part, dynamic=False, name='backbone')
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for size in sizes:
+            x = torch.rand(size, requires_grad=True)
+            torch.testing.assert_close(part(x), type(part)()(x))
+    assert counter.frame_count == compiled
+    failed = sizes != [4, 4] or isinstance(part, _Branches)
+    assert [text.startswith('backbone cannot be compiled as one graph, and stays eager: ') for text in said] == (
+        [True] * failed
+    )
+
+
 @pytest.mark.parametrize(
     ('args', 'says'),
     [
