@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import scenes
 import torch
 import torchvision
 from mmengine.config import Config
@@ -151,7 +152,7 @@ def broken_image(folder: Path) -> None:
     """Make a class folder for each digit, with one image; one is empty."""
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (32, 32)).save(folder / f'{digit}/0.png')
+        Image.new('RGB', (32, 32), (200, 200, 200)).save(folder / f'{digit}/0.png')
     (folder / '7/0.png').write_bytes(b'')
 
 
@@ -352,7 +353,8 @@ def test_weights_that_cannot_be_converted(arguments, said, tmp_path, run_tool):
 def test_predictions_are_drawn(config, size, demo_data, tmp_path, run_tool):
     model = build_model(Config.fromfile(config))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
-    options = ('--work-dir', tmp_path / 'run', '--cfg-options', 'test_dataloader.dataset.indices=2',
+    two = scenes.options('test', 2) if config == SCENES else ['test_dataloader.dataset.indices=2']
+    options = ('--work-dir', tmp_path / 'run', '--cfg-options', *two,
                'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')  # fmt: skip
     done = run_tool('test.py', config, tmp_path / 'weights.pth', '--show-dir', tmp_path / 'drawn', *options,
                     cwd=demo_data, fresh=config != DIGITS)  # fmt: skip

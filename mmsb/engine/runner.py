@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch.utils.data import DataLoader
@@ -131,13 +132,10 @@ class SafeRunner(Runner):
         if self._train_loop is None:  # a validation or test with a config that says `resume`
             self.load_checkpoint(filename)
             return
-        keep = resume_param_scheduler and self.cfg.get(resumed_settings.KEY, True)
-        config = resumed_settings.FromConfig(self)
-        super().resume(filename, resume_optimizer, keep, map_location)
-        if resume_param_scheduler and not keep:
-            config.restore()
-        if warning := config.overridden():
-            self.logger.warning(warning)
+        if isinstance(self.optim_wrapper, OptimWrapper):
+            self._resume_settings(filename, resume_optimizer, resume_param_scheduler, map_location)
+        else:  # before a validation or test, which need none
+            super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         state, self._loaded_state = self._loaded_state, None
         if not isinstance(self.train_loop, ResumableMixin):
             self.logger.warning(f'{type(self.train_loop).__name__} is not a training loop of mmsb: the run may differ')
@@ -153,6 +151,16 @@ class SafeRunner(Runner):
         parameters = dict(self._bare_model().named_parameters())
         for name, gradient in mine['gradients'].items():
             parameters[name].grad = gradient.to(parameters[name].device)
+
+    def _resume_settings(self, filename, resume_optimizer: bool, resume_param_scheduler: bool, map_location) -> None:
+        """Resume with the settings of the checkpoint, and warn of those that it overrides; or with the config's."""
+        keep = resume_param_scheduler and self.cfg.get(resumed_settings.KEY, True)
+        config = resumed_settings.FromConfig(self)
+        super().resume(filename, resume_optimizer, keep, map_location)
+        if resume_param_scheduler and not keep:
+            config.restore()
+        if warning := config.overridden():
+            self.logger.warning(warning)
 
     def save_checkpoint(
         self,

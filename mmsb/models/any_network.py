@@ -80,6 +80,10 @@ def add_spatial_bias(model: nn.Module, stages: Sequence[int] | None = None, **op
     check_keys('add_spatial_bias', options, OPTIONS)
     if not isinstance(model, nn.Module):
         raise ValueError(f'add_spatial_bias needs a network (timm.create_model(...)), got {model!r}')
+    if any(isinstance(module, fx.GraphModule) for module in model.modules()):
+        raise ValueError(
+            'add_spatial_bias needs the blocks of a network, which a graph has lost: add the bias, then trace it'
+        )
     if any(hasattr(module, 'spatial_bias') for module in model.modules()):
         raise ValueError('this network has spatial bias already')
     blocks = [block for block in model.modules() if type_name(block) in BLOCKS]
@@ -107,8 +111,6 @@ def type_name(block: nn.Module) -> str:
 
 def _unknown(model: nn.Module) -> str:
     """Explain how to add the block of which a network has most."""
-    if any(isinstance(module, fx.GraphModule) for module in model.modules()):
-        return 'add_spatial_bias needs the blocks of a network, which a graph has lost: add the bias, then trace it'
     parts = [m for m in model.modules() if m is not model and not type_name(m).startswith(('torch.', 'timm.layers.'))]
     names = [type_name(part) for part in parts if sum(1 for _ in part.modules()) > 3] or [type_name(model)]
     kind = max(names, key=names.count)

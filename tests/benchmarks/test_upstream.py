@@ -71,7 +71,7 @@ def test_folder_that_does_not_exist(name, valid):
 def test_row_says_what_stopped_it():
     result = run(row.run_row, 'mmdet', DETECTOR, dict(maps=3))
     assert not result['built']
-    assert result['reason'].startswith("building: ValueError: spatial_bias has no option 'maps'")
+    assert result['reason'].startswith("building: UnknownOptionError: spatial_bias has no option 'maps'")
 
 
 def test_parameters_that_no_gradient_reaches():
