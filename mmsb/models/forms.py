@@ -19,7 +19,7 @@ measures each, forward and backward, eager and compiled, on any device; docs/spe
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 PLACES = ('cpu', 'cpu compiled', 'gpu', 'gpu compiled', 'exported')
 # On a CPU, figures decided: matrices upsample 3 to 5 times as fast, forward and backward; a batch norm of 5 channels
@@ -41,7 +41,7 @@ def form_of(computation: str, x: Tensor) -> str:
     """Return the form of a computation, a row of the table, on a tensor."""
     if is_exporting():
         return TABLE[computation]['exported']
-    device = 'cpu' if x.device.type == 'cpu' else 'gpu'
+    device = 'cpu' if isinstance(x, fx.Proxy) or x.device.type == 'cpu' else 'gpu'  # a symbol is on no device yet
     return TABLE[computation][f'{device} compiled' if is_compiling() else device]
 
 
