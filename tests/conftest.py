@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import scenes
 import warm
 
 ROOT = Path(__file__).resolve().parents[1]
+multiprocessing.set_start_method('fork', force=True)  # as MMEngine's runner does; Python 3.14 has another default
 torch.set_num_threads(1)  # the tensors are tiny; the test processes share the cores
 
 

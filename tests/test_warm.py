@@ -35,7 +35,8 @@ SCRIPTS = {
         'class Squares:\n'
         '    def __getitem__(self, i): return i * i\n'
         '    def __len__(self): return 4\n'
-        'print(list(DataLoader(Squares(), num_workers=2)), torch.get_num_threads(), torch.cuda.is_available())\n'
+        'squares = DataLoader(Squares(), num_workers=2, multiprocessing_context="fork")\n'  # 3.14: by default not
+        'print(list(squares), torch.get_num_threads(), torch.cuda.is_available())\n'
         'print(DefaultScope.get_current_instance(), MODELS.get("mmsb.SBResNet"))'
     ),
 }  # fmt: skip
