@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import traceback
 
 import pytest
@@ -140,12 +141,18 @@ def test_a_signal_to_one_process_stops_both_at_the_same_iteration(arena):
     assert why_invalid(arena / 'run/iter_6.pth') is None
 
 
+def from_outside(call: str, pid: int, number: int) -> None:
+    """Send a signal from another process, like a scheduler; a minimal Linux has no command for that."""
+    code = f'import os; os.{call}({pid}, {int(number)})'
+    subprocess.run([sys.executable, '-IS', '-c', code], check=True, start_new_session=True)
+
+
 def test_workers_live_until_a_run_that_was_signalled_with_them_is_saved(arena):
     config = write_config(arena / 'config.py', steps=4, interval=100, workers=2, persistent=True)
     validation = ('val_dataloader.num_workers=1', 'val_dataloader.persistent_workers=True')
 
-    def signal_all(_) -> None:  # from another process, like a scheduler
-        subprocess.run(['kill', '-TERM', '--', f'-{os.getpid()}'], check=True, start_new_session=True)
+    def signal_all(_) -> None:
+        from_outside('killpg', os.getpid(), signal.SIGTERM)
 
     def before() -> None:
         os.setpgrp()
@@ -162,8 +169,8 @@ def test_a_worker_ends_at_once_when_the_training_says_so():
     batches = iter(loader)
     next(batches)
     worker = batches._workers[0]
-    subprocess.run(['kill', '-TERM', str(worker.pid)], check=True)
-    subprocess.run(['kill', '-USR1', str(worker.pid)], check=True)
+    from_outside('kill', worker.pid, signal.SIGTERM)
+    from_outside('kill', worker.pid, signal.SIGUSR1)
     assert len(list(batches)) == 7
     worker.join(1)
     assert worker.is_alive()
