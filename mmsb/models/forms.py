@@ -41,7 +41,8 @@ def form_of(computation: str, x: Tensor) -> str:
     """Return the form of a computation, a row of the table, on a tensor."""
     if is_exporting():
         return TABLE[computation]['exported']
-    device = 'cpu' if isinstance(x, fx.Proxy) or x.device.type == 'cpu' else 'gpu'  # a symbol is on no device yet
+    # a symbol is on no device yet; on the meta device operations are only counted
+    device = 'cpu' if isinstance(x, fx.Proxy) or x.device.type in ('cpu', 'meta') else 'gpu'
     return TABLE[computation][f'{device} compiled' if is_compiling() else device]
 
 
