@@ -3,6 +3,9 @@
 * `digits`: single digits, 32 x 32 px, in class folders (classification).
 * `digits-cue`: scenes of 64 x 64 px as images and masks (segmentation). A coloured patch in one corner determines the
   class of the digits in the opposite corner, outside the receptive field of a small ResNet.
+* `digits-mirror`: scenes of 64 x 64 px as images and masks (segmentation). Each digit on the right has the class of the
+  coloured patch in the mirrored place on the left, and all scenes have the same colours: what is in the image tells
+  nothing, only where it is.
 * `digits-scenes`: scenes of 128 x 128 px with digits of several sizes, lines, and distractors made from quarters of
   digits, annotated in COCO format (detection, instance masks) and with ADE20K-style masks (segmentation).
 
@@ -15,6 +18,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +32,10 @@ SCENE_PX = 64
 PATCH_PX = 10
 DIGIT_PX = 16
 DIGIT_REGION_PX = 32  # side of the square, in the corner opposite the patch, that holds the digits
+MIRROR_CELLS = 8  # along a side of a mirror scene; each holds a patch, a digit, or nothing
+MIRROR_COLUMNS = 2  # of cells with patches, on the left, and of cells with digits, on the right
 COUNTS = {'train': 2000, 'val': 400}
+MIRROR_COUNTS = {'train': 4000, 'val': 400}
 
 WIDE_PX = 128  # side of a detection scene
 WIDE_COUNTS = {'train': 800, 'val': 200}
@@ -76,6 +83,37 @@ def cue_scene(rng: np.random.Generator, digits: np.ndarray, side_px: int = SCENE
         window = np.s_[top : top + DIGIT_PX, left : left + DIGIT_PX]
         image[window] = np.maximum(image[window], ink[..., None])
         mask[window][ink > 127] = cue
+    return np.clip(image, 0, 255).astype(np.uint8), mask
+
+
+def mirror_scene(
+    rng: np.random.Generator, digits: np.ndarray, side_px: int = SCENE_PX
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compose one scene of the mirror: patches in half of the cells on the left, a digit in each mirrored cell.
+
+    Each colour occurs equally often in every scene, so that only the places say which digit has which class.
+
+    Args:
+        rng: random generator.
+        digits: digits to draw from, (n, 8, 8).
+        side_px: side of the scene, 8 cells.
+
+    Returns:
+        image (side_px, side_px, 3) and mask (side_px, side_px): digit pixels hold the index of the colour of the
+        mirrored patch, all others 255.
+    """
+    image = rng.integers(40, 80, (side_px, side_px, 3))
+    mask = np.full((side_px, side_px), IGNORE, np.uint8)
+    cell_px, places = side_px // MIRROR_CELLS, MIRROR_CELLS * MIRROR_COLUMNS
+    chosen = rng.choice(places, size=places // 2, replace=False)
+    for place, colour in zip(chosen, rng.permutation(len(chosen)) % len(CUE_COLOURS), strict=True):
+        top, left = cell_px * (place // MIRROR_COLUMNS), cell_px * (place % MIRROR_COLUMNS)
+        patch = np.s_[top : top + cell_px, left : left + cell_px]
+        image[patch] = list(CUE_COLOURS.values())[colour] + rng.integers(-20, 20, (cell_px, cell_px, 3))
+        window = np.s_[top : top + cell_px, side_px - left - cell_px : side_px - left]
+        ink = enlarge(digits[rng.integers(len(digits))], cell_px)
+        image[window] = np.maximum(image[window], ink[..., None])
+        mask[window][ink > 127] = colour
     return np.clip(image, 0, 255).astype(np.uint8), mask
 
 
@@ -148,13 +186,22 @@ def write_digits(folder: Path) -> None:
 
 def write_cue(folder: Path) -> None:
     """Write the scenes with the long-range cue as `folder/{images,masks}/{train,val}/<number>.png`."""
-    for seed, (split, count) in enumerate(COUNTS.items()):
+    _write_masked(folder, cue_scene, COUNTS)
+
+
+def write_mirror(folder: Path) -> None:
+    """Write the scenes of the mirror as `folder/{images,masks}/{train,val}/<number>.png`."""
+    _write_masked(folder, mirror_scene, MIRROR_COUNTS)
+
+
+def _write_masked(folder: Path, scene: Callable, counts: dict[str, int]) -> None:
+    for seed, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng(seed)
         digits, _ = load(split)
         for kind in ('images', 'masks'):
             (folder / kind / split).mkdir(parents=True)
         for number in range(count):
-            image, mask = cue_scene(rng, digits)
+            image, mask = scene(rng, digits)
             Image.fromarray(image).save(folder / 'images' / split / f'{number:04d}.png')
             Image.fromarray(mask).save(folder / 'masks' / split / f'{number:04d}.png')
 
@@ -196,7 +243,12 @@ def write_scenes(folder: Path) -> None:
         (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
 
 
-WRITERS = {'digits': write_digits, 'digits-cue': write_cue, 'digits-scenes': write_scenes}
+WRITERS = {
+    'digits': write_digits,
+    'digits-cue': write_cue,
+    'digits-mirror': write_mirror,
+    'digits-scenes': write_scenes,
+}
 
 
 def write(folder: str | Path) -> list[Path]:

@@ -13,10 +13,10 @@ from mmsb.datasets import digits
 from mmsb.models import SBResNetCifar
 
 
-def _scenes(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _scenes(count: int, scene=digits.cue_scene) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     drawn, _ = digits.load('val')
-    return [digits.cue_scene(rng, drawn) for _ in range(count)]
+    return [scene(rng, drawn) for _ in range(count)]
 
 
 def _is_patch(image: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_splits_share_no_digit():
 
 def test_files_are_the_same_on_every_machine(demo_data, tmp_path):
     digits.write(tmp_path)
-    for name, count in (('digits', 1797), ('digits-cue', 4800), ('digits-scenes', 2000)):
+    for name, count in (('digits', 1797), ('digits-cue', 4800), ('digits-mirror', 8800), ('digits-scenes', 2000)):
         paths = sorted((tmp_path / name).rglob('*.png'))
         assert len(paths) == count
         sums = [
@@ -56,11 +56,28 @@ def test_mask_has_the_colour_of_the_patch_on_digit_pixels():
     assert len(classes) == 4
 
 
+def test_digits_of_the_mirror_have_the_colour_opposite_and_scenes_the_same_colours():
+    colours = np.array(list(digits.CUE_COLOURS.values()))
+    for image, mask in _scenes(20, digits.mirror_scene):
+        cells = image.reshape(8, 8, 8, 8, 3).mean((1, 3))
+        patches = np.argwhere(_is_patch(cells))
+        labels = [int(np.abs(colours - cells[row, column]).sum(1).argmin()) for row, column in patches]
+        assert sorted(labels) == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert patches[:, 1].max() < 2
+        expected = np.full((8, 8), digits.IGNORE)
+        for (row, column), label in zip(patches, labels, strict=True):
+            expected[row, 7 - column] = label
+        for row, column in np.ndindex(8, 8):
+            found = {*np.unique(mask[8 * row : 8 * row + 8, 8 * column : 8 * column + 8])} - {digits.IGNORE}
+            assert found == {expected[row, column]} - {digits.IGNORE}
+
+
 @pytest.mark.parametrize('spatial_bias', [None, {}])
-def test_only_spatial_bias_sees_the_patch_from_the_digits(spatial_bias):
+@pytest.mark.parametrize(('depth', 'scene'), [(20, digits.cue_scene), (11, digits.mirror_scene)])
+def test_only_spatial_bias_sees_the_patches_from_the_digits(depth, scene, spatial_bias):
     torch.manual_seed(0)
-    net = SBResNetCifar(20, spatial_bias, zero_init_residual=False).double().eval()
-    for image, mask in _scenes(8):
+    net = SBResNetCifar(depth, spatial_bias, zero_init_residual=False).double().eval()
+    for image, mask in _scenes(8, scene):
         x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double().requires_grad_()
         out = torch.nn.functional.interpolate(net(x)[-1], mask.shape, mode='bilinear')
         out.sum(1)[0][torch.from_numpy(mask != digits.IGNORE)].sum().backward()
