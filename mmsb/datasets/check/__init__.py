@@ -27,7 +27,6 @@ from .names import compare_with_checkpoint
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SAMPLES_PER_TASK = 16
-NAMES = 5  # in one line
 
 Progress = Callable[[str, int, int], None]  # split, samples done, total samples
 
