@@ -15,6 +15,7 @@ from mmengine.registry import METRICS
 
 from . import coco, coco_masks
 from .findings import Finding, error
+from .names import some
 
 if TYPE_CHECKING:
     from .dataset import DatasetCheck
@@ -225,9 +226,9 @@ def _check_extent(
         return
     truth = [annotation['image_id'] for annotation in measured if not annotation.get('iscrowd')]
     if isinstance(content['annotations'], list) and not any(number in split for number in truth):
-        names = [category.get('name') for category in content['categories']]
+        names = some([category.get('name') for category in content['categories']])
         text = f'has nothing to measure: none of its {len(content["annotations"]):,} annotations is in an image of the '
-        text += f'split and of a class of the config (its categories: {", ".join(map(str, names[:5]))})'
+        text += f'split and of a class of the config (its categories: {names})'
         yield error(EMPTY, path, '', text)
     missed = {number: None for number in truth if number not in split}
     if missed:

@@ -159,7 +159,7 @@ class DatasetCheck:
         classes = dataset.metainfo.get('classes')
         if suffix:
             return f': no file name ends in img_suffix {suffix!r}'
-        return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
+        return f': the classes are {names.some(classes)}' if classes else ''
 
     def _check_coco(self, path: str, classes: object, bases: set[str]) -> tuple[dict | None, list[Finding]]:
         content, found = coco.read(path, training=self.training)
