@@ -5,7 +5,6 @@ missed. The evaluation (`pycocotools.cocoeval`, and lvis likewise) stores the ma
 """
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from mmengine.registry import METRICS
 from . import coco, coco_masks
 from .findings import Finding, error
 from .names import some
+from .samples import type_of
 
 if TYPE_CHECKING:
     from .dataset import DatasetCheck
@@ -34,7 +34,7 @@ def check(key: str, metric: dict, path: str | None, checks: list['DatasetCheck']
         path: path of its annotation file, which exists; None if it has none, or a remote one.
         checks: the datasets.
     """
-    bases = {base.__name__ for base in getattr(_type(metric), '__mro__', ())}
+    bases = {base.__name__ for base in getattr(type_of(METRICS, metric), '__mro__', ())}
     whole = 'CocoMetric' in bases
     if whole:
         yield from _shared_ids(key, checks)
@@ -53,15 +53,6 @@ def check(key: str, metric: dict, path: str | None, checks: list['DatasetCheck']
     yield from _check_images(key, path, content, checks)
     if whole:
         yield from _check_truth(key, metric, path, content, checks, own=same is None, all_classes='LVISMetric' in bases)
-
-
-def _type(metric: dict) -> type | None:
-    kind = metric.get('type')
-    if isinstance(kind, str):
-        with warnings.catch_warnings(), METRICS.switch_scope_and_registry(None) as registry:
-            warnings.simplefilter('ignore')  # of the library, about packages that other metrics need
-            return registry.get(kind)
-    return kind
 
 
 def _is_labelled(sample: dict) -> bool:

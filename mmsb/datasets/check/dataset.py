@@ -16,7 +16,7 @@ from mmsb.options import one_line
 
 from . import boxes, coco, coco_masks, folders, formats, names, suffixes
 from .findings import Finding, error, warning
-from .samples import SampleCheck
+from .samples import SampleCheck, type_of
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
@@ -132,10 +132,7 @@ class DatasetCheck:
 
     def _build(self) -> tuple:
         """Build the dataset without its pipeline and without loading it; also return whether it would download."""
-        kind = self.leaf.get('type')
-        if isinstance(kind, str):
-            with DATASETS.switch_scope_and_registry(None) as registry:
-                kind = registry.get(kind)
+        kind = type_of(DATASETS, self.leaf)
         parameters = [inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ())]
         taken = {name for found in parameters for name in found}
         options = {key: value for key, value in (('lazy_init', True), ('serialize_data', False)) if key in taken}

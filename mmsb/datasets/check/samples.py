@@ -7,7 +7,7 @@ import warnings
 
 import mmcv
 import numpy as np
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS, Registry
 from PIL import Image, UnidentifiedImageError
 
 from mmsb.options import one_line
@@ -22,6 +22,16 @@ def type_name(config: dict) -> str:
     """Return the name of a config's type, which may be a string or a class."""
     kind = config.get('type', '')
     return kind if isinstance(kind, str) else kind.__name__
+
+
+def type_of(registry: Registry, config: dict) -> type | None:
+    """Return the class of a config's type, searched from the default scope; None if there is none."""
+    kind = config.get('type')
+    if isinstance(kind, str):
+        with warnings.catch_warnings(), registry.switch_scope_and_registry(None) as scoped:
+            warnings.simplefilter('ignore')  # of the library, about packages that other types need
+            return scoped.get(kind)
+    return kind
 
 
 def load_transform(pipeline: list, *names: str):
