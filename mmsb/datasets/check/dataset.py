@@ -232,15 +232,11 @@ class DatasetCheck:
 
     def _shares_masks(self) -> bool:
         """Tell whether the folder of the masks belongs to other images of the config too."""
+        sets = ((self.cfg.get(key) or {}).get('dataset') or {} for key in paths.LOADERS)
+        others = [paths.image_folders(leaf) for one in sets for _, leaf in paths.leaf_datasets(one, '')]
         own = paths.image_folders(self.leaf)
-        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            for _, leaf in paths.leaf_datasets((self.cfg.get(key) or {}).get('dataset') or {}, ''):
-                other = paths.image_folders(leaf)
-                if other.get('seg_map_path') == own.get('seg_map_path') and other.get('img_path') != own.get(
-                    'img_path'
-                ):
-                    return True
-        return False
+        images, masks = own.get('img_path'), own.get('seg_map_path')
+        return any(other.get('seg_map_path') == masks and other.get('img_path') != images for other in others)
 
     def heads(self) -> Iterator[tuple[str, dict]]:
         model = self.cfg.model
