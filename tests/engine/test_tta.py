@@ -64,7 +64,7 @@ def test_scores_of_a_classifier(weights, demo_data, tmp_path, run_tool):
 
 
 def test_boxes_of_a_detector(weights, demo_data, tmp_path, run_tool):
-    few = [one.replace('evaluator.', 'evaluator.0.') for one in scenes.options('test', IMAGES)]  # --out adds another
+    few = scenes.options('test', IMAGES)
     found = run_with_tta('mmdet', weights['mmdet'], demo_data, tmp_path, run_tool, *few)
     views = predicted('mmdet', weights['mmdet'], demo_data / 'data/demo/digits-scenes/images/val')
     for one, plain, flip in zip(found, *([sample.pred_instances for sample in view] for view in views), strict=True):
