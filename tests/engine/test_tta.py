@@ -160,6 +160,12 @@ def test_views_are_not_drawn_by_mmpretrain(weights, demo_data, tmp_path, run_too
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pictures_need_a_library(tmp_path, run_tool):
+    (tmp_path / 'config.py').write_text("model = dict(type='mmpretrain.ImageClassifier')\n")
+    done = run_tool('test.py', tmp_path / 'config.py', 'none.pth', '--tta', '--show-dir', 'drawn', cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1][:26]) == (1, 'error: --show-dir supports')
+
+
 def test_a_pipeline_without_packing_says_what_to_add():
     with pytest.raises(ValueError, match='add a tta_pipeline'):
         flipped([dict(type='LoadImageFromFile')])
