@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 from torchvision.ops import batched_nms
 
 from mmsb.configs import build_model, read_config
+from mmsb.datasets.check import DataCheck
 from mmsb.engine.tta import flipped, use_tta
 from mmsb.infer import Inferencer
 from mmsb.infer.inputs import Picture, find, read
@@ -169,6 +170,21 @@ def test_pictures_need_a_library(tmp_path, run_tool):
 def test_a_pipeline_without_packing_says_what_to_add():
     with pytest.raises(ValueError, match='add a tta_pipeline'):
         flipped([dict(type='LoadImageFromFile')])
+
+
+@pytest.mark.parametrize('library', CONFIGS)
+def test_the_data_is_checked_as_without_views(library, demo_data, monkeypatch):
+    monkeypatch.chdir(demo_data)
+    cfg = read_config(str(CONFIGS[library]))
+    key = dict(mmpretrain='head', mmdet='roi_head.bbox_head', mmseg='decode_head')[library]
+    cfg.merge_from_dict({f'model.{key}.num_classes': 5})
+    found = []
+    for prepare in (lambda cfg: None, use_tta):
+        prepare(cfg)
+        report = DataCheck(cfg).datasets('test_dataloader').report
+        found.append([(one.kind, one.file) for one in report.findings if one.level == 'error'])
+    assert found[0] == found[1]
+    assert ('number of classes', f'model.{key}.num_classes') in found[0]
 
 
 def test_a_dataset_inside_a_wrapper():

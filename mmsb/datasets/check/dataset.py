@@ -239,7 +239,7 @@ class DatasetCheck:
         return any(other.get('seg_map_path') == masks and other.get('img_path') != images for other in others)
 
     def heads(self) -> Iterator[tuple[str, dict]]:
-        model = self.cfg.model
+        model = self.cfg.model.get('module') or self.cfg.model  # that of `--tta` wraps the network
         for owner, prefix in ((model, 'model'), (model.get('roi_head') or {}, 'model.roi_head')):
             for name in HEADS:
                 heads = owner.get(name) or []
