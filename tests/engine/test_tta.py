@@ -177,7 +177,8 @@ def test_the_data_is_checked_as_without_views(library, demo_data, monkeypatch):
     monkeypatch.chdir(demo_data)
     cfg = read_config(str(CONFIGS[library]))
     key = dict(mmpretrain='head', mmdet='roi_head.bbox_head', mmseg='decode_head')[library]
-    cfg.merge_from_dict({f'model.{key}.num_classes': 5})
+    changes = {'test_dataloader.dataset.seg_map_suffix': '.bmp'} if library == 'mmseg' else {}  # there is no such file
+    cfg.merge_from_dict({f'model.{key}.num_classes': 5, **changes})
     found = []
     for prepare in (lambda cfg: None, use_tta):
         prepare(cfg)
@@ -185,6 +186,7 @@ def test_the_data_is_checked_as_without_views(library, demo_data, monkeypatch):
         found.append([(one.kind, one.file) for one in report.findings if one.level == 'error'])
     assert found[0] == found[1]
     assert ('number of classes', f'model.{key}.num_classes') in found[0]
+    assert ('missing mask' in dict(found[0])) == (library == 'mmseg')
 
 
 def test_a_dataset_inside_a_wrapper():

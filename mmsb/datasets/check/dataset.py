@@ -16,7 +16,7 @@ from mmsb.options import one_line
 
 from . import boxes, coco, coco_masks, folders, formats, names, suffixes
 from .findings import Finding, error, warning
-from .samples import SampleCheck, type_of
+from .samples import SampleCheck, steps_of, type_of
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
@@ -166,7 +166,7 @@ class DatasetCheck:
             classes = classes if isinstance(classes, (list, tuple)) else None
             flaws, kept = coco.check_file(path, content, image_keys=keys, classes=classes)
             found += flaws
-            step = next((step for step in self.leaf.get('pipeline') or [] if step.get('with_mask')), None)
+            step = next((step for step in steps_of(self.leaf.get('pipeline')) if step.get('with_mask')), None)
             if step:
                 sizes = coco.image_sizes(content)
                 found += coco_masks.check(path, kept, sizes, poly2mask=step.get('poly2mask', True))
@@ -222,7 +222,7 @@ class DatasetCheck:
             self.classes = None  # the folders have been compared
 
     def _check_files(self, dataset) -> Iterator[Finding]:
-        step = next(filter(loads_image, self.leaf.get('pipeline') or []), {})
+        step = next(filter(loads_image, steps_of(self.leaf.get('pipeline'))), {})
         backend = step.get('backend_args') or step.get('file_client_args') or {}
         skips = step.get('on_error') == 'skip' or step.get('ignore_empty')
         images = self.reader.load_image is not None and not skips and backend.get('backend', 'local') == 'local'

@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import mmcv
 import numpy as np
@@ -34,9 +35,19 @@ def type_of(registry: Registry, config: dict) -> type | None:
     return kind
 
 
+def steps_of(pipeline: Sequence | None) -> Iterator[Mapping]:
+    """Yield the steps of a pipeline, also those inside others, such as the views of TestTimeAug."""
+    for step in pipeline or []:
+        if isinstance(step, (list, tuple)):
+            yield from steps_of(step)
+        elif isinstance(step, Mapping):
+            yield step
+            yield from steps_of(step.get('transforms'))
+
+
 def load_transform(pipeline: list, *names: str):
     """Build the first transform of a pipeline whose type name ends in one of `names`; None if there is none."""
-    found = next((step for step in pipeline or [] if type_name(step).endswith(names)), None)
+    found = next((step for step in steps_of(pipeline) if type_name(step).endswith(names)), None)
     if found is None:
         return None
     hiding = ('ignore_empty', 'on_error')  # they would hide what the check looks for
