@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmsb.checkpoints.card import config_of
 from mmsb.checkpoints.load import forget, load_checkpoint, load_state_dict
-from mmsb.datasets.test_set import class_names, dataset_with_pipeline, loads_image
+from mmsb.datasets.test_set import class_names, dataset_with_pipeline, loads_image, loads_rgb
 from mmsb.models.weights import backbone_of, check_fit, split_head
 from mmsb.options import choose
 from mmsb.timm_registry import DEPTHS
@@ -103,7 +103,7 @@ def _of_config(path: str, content: Mapping, backbone: bool) -> tuple[str, dict, 
     if norm.get('type') not in (None, 'BN', 'SyncBN') or norm.keys() - {'type', 'requires_grad'}:
         kind = 'BN' if norm['type'] == 'SyncBN' else norm['type']  # the same function, on a CPU too
         options['norm_cfg'] = {**norm, 'type': kind, 'requires_grad': True}
-    pipelines = (dataset_with_pipeline({'test_dataloader': cfg.get(loader)}).get('pipeline') for loader in loaders)
+    pipelines = (dataset_with_pipeline(cfg, loader).get('pipeline') for loader in loaders)
     pipeline = next(filter(None, pipelines), None)
     if pipeline is None:
         raise ValueError(f'the config of checkpoint {path!r} has no pipeline that says whether images are RGB or BGR')
@@ -113,7 +113,7 @@ def _of_config(path: str, content: Mapping, backbone: bool) -> tuple[str, dict, 
     images['mean'] = [value / 255 for value in preprocessor.get('mean') or [0.0] * channels]
     images['std'] = [value / 255 for value in preprocessor.get('std') or [1.0] * channels]
     swaps = any(preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
-    images['bgr'] = (not any(map(loads_image, pipeline))) == swaps  # arrays are RGB
+    images['bgr'] = loads_rgb(pipeline) == swaps
     return f'sb_resnet{net["depth"]}', options, images
 
 

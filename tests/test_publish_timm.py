@@ -105,6 +105,18 @@ def test_images_from_arrays_are_rgb(tmp_path):
     torch.testing.assert_close(scores_by_timm(tmp_path / 'net', path), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_images_by_tifffile_are_rgb(tmp_path):
+    pytest.importorskip('tifffile')
+    cfg = config()
+    cfg.test_dataloader.dataset.pipeline[0].imdecode_backend = 'tifffile'
+    cfg.model.data_preprocessor.to_rgb = False
+    net = trained(cfg, tmp_path / 'epoch_3.pth')
+    publish_for_timm(tmp_path / 'epoch_3.pth', tmp_path / 'net')
+    path = picture(tmp_path / 'image.tif')
+    expected = scores_by_mmpretrain(net, cfg, dict(img_path=str(path)))
+    torch.testing.assert_close(scores_by_timm(tmp_path / 'net', path), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_grey_images(tmp_path):
     grey = dict(type='ClsDataPreprocessor', num_classes=3, mean=[100.0], std=[50.0])
     cfg = config(dict(in_channels=1), preprocessor=grey)

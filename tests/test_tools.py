@@ -1,7 +1,10 @@
 """The tools as a user runs them: their output, and their messages for bad input."""
 
+import asyncio
 import json
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -397,3 +400,13 @@ test_dataloader['dataset']['pipeline'] = [
     drawn = {str(path.relative_to(tmp_path / 'drawn')): path for path in (tmp_path / 'drawn').rglob('*.*')}
     assert sorted(drawn) == ['one/a.jpg', 'two/a.jpg', 'two/a_png.png']
     assert {Image.open(path).size for path in drawn.values()} == {(2 * 96, 64)}, 'the truth beside the prediction'
+
+
+def test_the_demo_names_a_training_that_is_killed_at_once(tmp_path, monkeypatch):
+    train = runpy.run_path(str(ROOT / 'tools/demo.py'))['train']
+    silent = tmp_path / 'python'
+    silent.write_text('#!/bin/sh\nkill -9 $$\n')
+    silent.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(silent))
+    with pytest.raises(RuntimeError, match='training of net failed: exit code -9'):
+        asyncio.run(train('net', CUE, tmp_path / 'run', 1, {}))

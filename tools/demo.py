@@ -77,8 +77,8 @@ async def train(name: str, config: Path, work_dir: Path, threads: int, steps: di
         if process.returncode is None:  # the other training has failed
             process.terminate()
     if process.returncode:
-        last = log_path.read_text().strip().splitlines()[-1].removeprefix('error: ')
-        raise RuntimeError(f'training of {name} failed: {last} (log: {log_path})')
+        said = log_path.read_text(errors='replace').strip().splitlines() or [f'exit code {process.returncode}']
+        raise RuntimeError(f'training of {name} failed: {said[-1].removeprefix("error: ")} (log: {log_path})')
     return time.perf_counter() - start
 
 

@@ -140,7 +140,7 @@ def main() -> None:
     cfg = load_config(args, apply_flags)
     if args.out:  # after `--cfg-options`, which know the evaluator as the config has it
         dump_results(cfg, args.out)
-    if args.tta and args.show_dir and cfg.default_scope == 'mmpretrain':
+    if args.tta and args.show_dir and cfg.get('default_scope') == 'mmpretrain':
         raise ValueError('--show-dir: MMPretrain draws the label, and --tta merges scores but no labels')
     hooks: list[Hook] = [DeployHook()] if args.deploy else []
     if args.show_dir:

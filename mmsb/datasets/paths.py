@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DATA_HELP = {
     'data/coco': 'put COCO 2017 there: annotations/, train2017/, val2017/',
     'data/demo': 'create it with `python -m mmsb.datasets.digits`',

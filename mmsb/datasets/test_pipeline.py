@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 
 from mmsb.datasets.loading import BadImageError, flaw_of, missing_pixels
 from mmsb.datasets.paths import leaf_datasets
-from mmsb.datasets.test_set import dataset_with_pipeline, loads_image
+from mmsb.datasets.test_set import dataset_with_pipeline, loads_image, loads_rgb
 from mmsb.options import one_line
 
 _REMOTE = ('backend_args', 'file_client_args')  # of a loading transform: where the dataset's files are
@@ -45,7 +45,7 @@ class ImagePipeline:
         first, rest = (steps[: loading[-1]], steps[loading[-1] :]) if loading else ([], steps)
         self._loader = first[-1] if first else dict(color_type='grayscale' if channels == 1 else 'color')
         self._is_array = not first
-        self.rgb = self._is_array or self._loader.get('imdecode_backend') == 'tifffile'
+        self.rgb = loads_rgb(pipeline)
         drop = _REMOTE if local else ()
         self._load = Compose(
             [{key: value for key, value in step.items() if key not in drop or value is None} for step in first]

@@ -1,14 +1,14 @@
 """What a config says of its test set: where its pipeline is, the names and colours of its classes."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 
-def dataset_with_pipeline(cfg: Config) -> Mapping:
-    """Find the test set of a config inside its wrappers, as for repetition; {} where there is none."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+def dataset_with_pipeline(cfg: Mapping | Config, loader: str = 'test_dataloader') -> Mapping:
+    """Find the test set of a config, or another one, inside its wrappers, as for repetition; {} where there is none."""
+    dataset = (cfg.get(loader) or {}).get('dataset') or {}
     while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
         dataset = dataset['dataset']
     return dataset
@@ -18,6 +18,12 @@ def loads_image(step: Mapping) -> bool:
     """Tell whether a step of a pipeline reads an image file."""
     name = str(step.get('type'))
     return 'Load' in name and 'Image' in name
+
+
+def loads_rgb(pipeline: Sequence[Mapping]) -> bool:
+    """Tell whether a pipeline starts from RGB and not BGR: tifffile's, or arrays, as of CIFAR, which no step loads."""
+    loading = [step for step in pipeline if loads_image(step)]
+    return not loading or loading[-1].get('imdecode_backend') == 'tifffile'
 
 
 def dataset_meta(cfg: Config, checkpoint: object = None) -> list[dict]:

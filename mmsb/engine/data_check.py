@@ -4,8 +4,9 @@ import os
 
 from mmengine.config import Config
 
-from mmsb.datasets.check import LOADERS, check_data
+from mmsb.datasets.check import check_data
 from mmsb.datasets.check.findings import Report
+from mmsb.datasets.paths import LOADERS
 
 from .processes import first_process_decides
 from .progress import progress_of

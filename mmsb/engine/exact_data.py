@@ -12,6 +12,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, IterableDataset
@@ -113,21 +114,11 @@ class _Plan:
         self._at = None
         if _has_memory(self._batches):
             self._repeat_passes(epoch)
-        stream = rng.Stream(_SAMPLER, self._seed, epoch)
-        with stream:
-            batches = iter(self._batches)
-        number = 0
-        while True:
-            with stream:
-                indices = next(batches, None)
-            if indices is None:
-                return
-            if number >= first:
-                batch = Batch(indices)
-                batch.key = (_SAMPLES, self._seed, get_rank(), epoch, number)
-                self.drawn.append((epoch, number, list(indices)))
-                yield batch
-            number += 1
+        for number, indices in _draw(self._batches, self._seed, epoch, first):
+            batch = Batch(indices)
+            batch.key = (_SAMPLES, self._seed, get_rank(), epoch, number)
+            self.drawn.append((epoch, number, list(indices)))
+            yield batch
 
     def _repeat_passes(self, epoch: int) -> None:
         """Draw the indices of the passes before this one, which an earlier process made, and this one not."""
@@ -138,6 +129,21 @@ class _Plan:
                 deque(self._batches, maxlen=0)
             _set_epoch(sampler, epoch)
         self._passed = epoch + 1
+
+
+def _draw(batches: Iterable, seed: int, epoch: int, first: int) -> Iterator[tuple[int, Any]]:
+    """Draw the batches of a pass with random generators of their own; yield number and content from `first` on."""
+    stream = rng.Stream(_SAMPLER, seed, epoch)
+    with stream:
+        batches = iter(batches)
+    for number in itertools.count():
+        with stream:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        if number >= first:
+            yield number, batch
 
 
 def _has_memory(sampler) -> bool:
@@ -195,17 +201,7 @@ class RepeatedBatches:
 
     def __iter__(self) -> Iterator:
         epoch, first = self._at
-        stream = rng.Stream(_SAMPLER, self._seed, epoch)
-        with stream:
-            batches = iter(self._loader)
-        for number in itertools.count():
-            with stream:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            if number >= first:
-                yield batch
+        yield from (batch for _, batch in _draw(self._loader, self._seed, epoch, first))
 
 
 def exact_batches(loader: Iterable, seed: int) -> ExactDataLoader | RepeatedBatches:

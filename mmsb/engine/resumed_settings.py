@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
-from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 KEY = 'resume_param_scheduler'  # of a config; False: the config counts
 _FORMS = ('foreach', 'fused', 'capturable', 'differentiable')  # how an optimizer computes, not what
@@ -115,22 +115,18 @@ class FromConfig:
         runner, loop = self._runner, self._runner.train_loop
         if any(isinstance(scheduler, ReduceOnPlateauParamScheduler) for scheduler in self._schedulers):
             return False  # it depends on what will be measured
-        restored = _copies(runner)
+        restored, in_epochs = _copies(runner), not isinstance(loop, IterBasedTrainLoop)
         _to_the_place(runner, self._schedulers)
         for iteration in range(runner.iter + 1, loop.max_iters + 1):
             values = []
             for schedulers in (self._schedulers, restored):
                 values.append([scheduler.optimizer.param_groups[0][scheduler.param_name] for scheduler in schedulers])
                 _step(schedulers, by_epoch=False)
-                if _in_epochs(loop) and iteration % (loop.max_iters // loop.max_epochs) == 0:
+                if in_epochs and iteration % (loop.max_iters // loop.max_epochs) == 0:
                     _step(schedulers, by_epoch=True)
             if any(not math.isclose(one, other, rel_tol=1e-6) for one, other in zip(*values, strict=True)):
                 return False
         return True
-
-
-def _in_epochs(loop: BaseLoop) -> bool:
-    return not isinstance(loop, IterBasedTrainLoop)
 
 
 def _to_the_place(runner: Runner, schedulers: list[_ParamScheduler]) -> None:

@@ -140,10 +140,8 @@ class SafeRunner(Runner):
         if not isinstance(self.train_loop, ResumableMixin):
             self.logger.warning(f'{type(self.train_loop).__name__} is not a training loop of mmsb: the run may differ')
             return
-        place = state and self._usable_place(state)
-        if not place:
-            if state is None:
-                self.logger.warning('the checkpoint holds no data position or random states: the run may differ')
+        place = self._usable_place(state)
+        if place is None:
             return
         hook_states.restore(self, state.get('hooks') or {})
         mine = state['processes'][get_rank()]
@@ -272,11 +270,12 @@ class SafeRunner(Runner):
         named = self._bare_model().named_parameters()
         return {name: parameter.grad.detach().cpu() for name, parameter in named if parameter.grad is not None}
 
-    def _usable_place(self, state: dict) -> dict | None:
-        place, then = state['place'], len(state['processes'])
-        if place is None:
+    def _usable_place(self, state: dict | None) -> dict | None:
+        place = state and state['place']
+        if not place:  # from stock MMEngine, or another training loop
+            self.logger.warning('the checkpoint holds no data position or random states: the run may differ')
             return None
-        length = length_of(self.train_dataloader)
+        then, length = len(state['processes']), length_of(self.train_dataloader)
         same = (then, place['length']) == (self.world_size, length)
         if not same:
             now = f'{self.world_size} processes and {length} batches per epoch'

@@ -358,6 +358,12 @@ def test_empty_split(empty, split, run):
     assert 'empty split' in {kind for kind, _, _ in run.errors()}
 
 
+def test_an_empty_split_names_its_classes(run):
+    run.files['train'].update(images=[], annotations=[])
+    (message,) = (one.message for one in run.found() if one.kind == 'empty split')
+    assert message.endswith(f': the classes are {", ".join(NAMES)}')
+
+
 def test_empty_split_whose_truth_is_in_the_samples(run):
     run.metric.pop('ann_file')
     run.files['val']['annotations'] = []

@@ -62,6 +62,15 @@ def test_a_validation_before_the_training_loses_nothing(tmp_path):
     assert differing(first.weights, load_checkpoint(start['load_from'])['state_dict']) == []
 
 
+@pytest.mark.parametrize('writer', [Runner, SafeRunner], ids=['stock wrote', 'safe wrote'])
+def test_a_checkpoint_of_another_loop_is_resumed_with_a_warning(tmp_path, monkeypatch, writer):
+    runner(tmp_path, writer, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1), saving=dict(interval=1)).train()
+    run, warnings = runner(tmp_path, resume=True), []
+    monkeypatch.setattr(run.logger, 'warning', lambda text, *_, **__: warnings.append(text))
+    run.train()
+    assert [text for text in warnings if text.endswith('the run may differ')]
+
+
 def test_a_config_that_says_resume_is_tested(tmp_path):
     runner(tmp_path / 'first', saving=dict(interval=1)).train()
     start = dict(load_from=str(tmp_path / 'first/epoch_1.pth'), resume=True)

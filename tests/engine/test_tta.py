@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 from torchvision.ops import batched_nms
 
 from mmsb.configs import build_model, read_config
+from mmsb.datasets.check import DataCheck
 from mmsb.engine.tta import flipped, use_tta
 from mmsb.infer import Inferencer
 from mmsb.infer.inputs import Picture, find, read
@@ -64,7 +65,7 @@ def test_scores_of_a_classifier(weights, demo_data, tmp_path, run_tool):
 
 
 def test_boxes_of_a_detector(weights, demo_data, tmp_path, run_tool):
-    few = [one.replace('evaluator.', 'evaluator.0.') for one in scenes.options('test', IMAGES)]  # --out adds another
+    few = scenes.options('test', IMAGES)
     found = run_with_tta('mmdet', weights['mmdet'], demo_data, tmp_path, run_tool, *few)
     views = predicted('mmdet', weights['mmdet'], demo_data / 'data/demo/digits-scenes/images/val')
     for one, plain, flip in zip(found, *([sample.pred_instances for sample in view] for view in views), strict=True):
@@ -160,9 +161,32 @@ def test_views_are_not_drawn_by_mmpretrain(weights, demo_data, tmp_path, run_too
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pictures_need_a_library(tmp_path, run_tool):
+    (tmp_path / 'config.py').write_text("model = dict(type='mmpretrain.ImageClassifier')\n")
+    done = run_tool('test.py', tmp_path / 'config.py', 'none.pth', '--tta', '--show-dir', 'drawn', cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1][:26]) == (1, 'error: --show-dir supports')
+
+
 def test_a_pipeline_without_packing_says_what_to_add():
     with pytest.raises(ValueError, match='add a tta_pipeline'):
         flipped([dict(type='LoadImageFromFile')])
+
+
+@pytest.mark.parametrize('library', CONFIGS)
+def test_the_data_is_checked_as_without_views(library, demo_data, monkeypatch):
+    monkeypatch.chdir(demo_data)
+    cfg = read_config(str(CONFIGS[library]))
+    key = dict(mmpretrain='head', mmdet='roi_head.bbox_head', mmseg='decode_head')[library]
+    changes = {'test_dataloader.dataset.seg_map_suffix': '.bmp'} if library == 'mmseg' else {}  # there is no such file
+    cfg.merge_from_dict({f'model.{key}.num_classes': 5, **changes})
+    found = []
+    for prepare in (lambda cfg: None, use_tta):
+        prepare(cfg)
+        report = DataCheck(cfg).datasets('test_dataloader').report
+        found.append([(one.kind, one.file) for one in report.findings if one.level == 'error'])
+    assert found[0] == found[1]
+    assert ('number of classes', f'model.{key}.num_classes') in found[0]
+    assert ('missing mask' in dict(found[0])) == (library == 'mmseg')
 
 
 def test_a_dataset_inside_a_wrapper():

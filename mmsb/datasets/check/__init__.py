@@ -25,16 +25,14 @@ from .folders import Folders
 from .labels import count_labels, pixel_findings, softmax_of_one, unused_classes
 from .names import compare_with_checkpoint
 
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SAMPLES_PER_TASK = 16
-NAMES = 5  # in one line
 
 Progress = Callable[[str, int, int], None]  # split, samples done, total samples
 
 
 def check_data(
     cfg: Config,
-    loaders: tuple[str, ...] = LOADERS,
+    loaders: tuple[str, ...] = paths.LOADERS,
     *,
     workers: int = 1,
     on_progress: Progress = lambda split, done, total: None,
@@ -95,7 +93,7 @@ class DataCheck:
     def __init__(self, cfg: Config, learnt: tuple[str, Sequence[str]] | None = None) -> None:
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         self._cfg, self._learnt = cfg, learnt
-        self._classes: dict[str, tuple] = {}  # of the datasets so far, by key
+        self._classes: tuple[str, Sequence[str]] | None = None  # key and classes of the first dataset that has any
         self._class_folders: list[Folders] = []  # of the datasets so far
 
     def datasets(self, loader: str, dataset: object = None) -> Split:
@@ -116,7 +114,7 @@ class DataCheck:
             split.report.images += len(check.samples)
             if self._learnt is not None:
                 split.report.findings += compare_with_checkpoint(key, check.classes, *self._learnt)
-            split.report.findings += _compare_classes(key, check.classes, self._classes)
+            split.report.findings += self._compare_classes(key, check.classes)
         if loader.startswith('train'):
             split.report.findings += [*softmax_of_one(check.heads()), *_unused(split)]
         return split
@@ -133,6 +131,17 @@ class DataCheck:
                 new += [one for one in found if (one.level, one.kind, one.file, one.item) not in told]
         split.report.findings += new
         return new
+
+    def _compare_classes(self, key: str, classes: Sequence[str] | None) -> Iterator[Finding]:
+        """Check that all datasets of a run have the same classes in the same order, which defines the labels."""
+        if classes is None:
+            return
+        self._classes = self._classes or (key, classes)
+        first, others = self._classes
+        if list(classes) != list(others):
+            differ = sorted(set(classes) ^ set(others), key=str)[:5] or 'the order'
+            text = f'its {len(classes)} classes differ from the {len(others)} of {first} ({differ}): labels shift'
+            yield error('other classes', key, '', text)
 
     def _measured(self, loader: str, key: str, checks: list[DatasetCheck]) -> list[DatasetCheck]:
         """Return the datasets whose predictions a metric gets: MMDetection's MultiDatasetsEvaluator splits them."""
@@ -187,17 +196,6 @@ def _compare_pixels(cfg: Config, checks: list[DatasetCheck]) -> Iterator[Finding
         classes = first.classes if all(check.leaf.get('indices') is None for check in masks) else None
         options = dict(training=first.training, reduced=reader.reduced)
         yield from pixel_findings(first.key, pixels, classes, reader.ignored, **options)
-
-
-def _compare_classes(key: str, classes: tuple | None, seen: dict[str, tuple]) -> Iterator[Finding]:
-    """Check that all datasets of a run have the same classes in the same order, which defines the labels."""
-    for first, others in list(seen.items())[:1]:
-        if classes is not None and list(classes) != list(others):
-            differ = sorted(set(classes) ^ set(others), key=str)[:5] or 'the order'
-            text = f'its {len(classes)} classes differ from the {len(others)} of {first} ({differ}): labels shift'
-            yield error('other classes', key, '', text)
-    if classes is not None:
-        seen.setdefault(key, classes)
 
 
 def _check_metric(key: str, metric: dict, checks: list[DatasetCheck]) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ missed. The evaluation (`pycocotools.cocoeval`, and lvis likewise) stores the ma
 """
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from mmengine.registry import METRICS
 
 from . import coco, coco_masks
 from .findings import Finding, error
+from .names import some
+from .samples import type_of
 
 if TYPE_CHECKING:
     from .dataset import DatasetCheck
@@ -33,7 +34,7 @@ def check(key: str, metric: dict, path: str | None, checks: list['DatasetCheck']
         path: path of its annotation file, which exists; None if it has none, or a remote one.
         checks: the datasets.
     """
-    bases = {base.__name__ for base in getattr(_type(metric), '__mro__', ())}
+    bases = {base.__name__ for base in getattr(type_of(METRICS, metric), '__mro__', ())}
     whole = 'CocoMetric' in bases
     if whole:
         yield from _shared_ids(key, checks)
@@ -52,15 +53,6 @@ def check(key: str, metric: dict, path: str | None, checks: list['DatasetCheck']
     yield from _check_images(key, path, content, checks)
     if whole:
         yield from _check_truth(key, metric, path, content, checks, own=same is None, all_classes='LVISMetric' in bases)
-
-
-def _type(metric: dict) -> type | None:
-    kind = metric.get('type')
-    if isinstance(kind, str):
-        with warnings.catch_warnings(), METRICS.switch_scope_and_registry(None) as registry:
-            warnings.simplefilter('ignore')  # of the library, about packages that other metrics need
-            return registry.get(kind)
-    return kind
 
 
 def _is_labelled(sample: dict) -> bool:
@@ -225,9 +217,9 @@ def _check_extent(
         return
     truth = [annotation['image_id'] for annotation in measured if not annotation.get('iscrowd')]
     if isinstance(content['annotations'], list) and not any(number in split for number in truth):
-        names = [category.get('name') for category in content['categories']]
+        names = some([category.get('name') for category in content['categories']])
         text = f'has nothing to measure: none of its {len(content["annotations"]):,} annotations is in an image of the '
-        text += f'split and of a class of the config (its categories: {", ".join(map(str, names[:5]))})'
+        text += f'split and of a class of the config (its categories: {names})'
         yield error(EMPTY, path, '', text)
     missed = {number: None for number in truth if number not in split}
     if missed:

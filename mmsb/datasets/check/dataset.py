@@ -16,7 +16,7 @@ from mmsb.options import one_line
 
 from . import boxes, coco, coco_masks, folders, formats, names, suffixes
 from .findings import Finding, error, warning
-from .samples import SampleCheck
+from .samples import SampleCheck, steps_of, type_of
 
 HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 IGNORED = 255  # default of mmseg's losses and metrics
@@ -132,10 +132,7 @@ class DatasetCheck:
 
     def _build(self) -> tuple:
         """Build the dataset without its pipeline and without loading it; also return whether it would download."""
-        kind = self.leaf.get('type')
-        if isinstance(kind, str):
-            with DATASETS.switch_scope_and_registry(None) as registry:
-                kind = registry.get(kind)
+        kind = type_of(DATASETS, self.leaf)
         parameters = [inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ())]
         taken = {name for found in parameters for name in found}
         options = {key: value for key, value in (('lazy_init', True), ('serialize_data', False)) if key in taken}
@@ -159,7 +156,7 @@ class DatasetCheck:
         classes = dataset.metainfo.get('classes')
         if suffix:
             return f': no file name ends in img_suffix {suffix!r}'
-        return f': the classes are {", ".join(map(str, classes[:5]))}, ...' if classes else ''
+        return f': the classes are {names.some(classes)}' if classes else ''
 
     def _check_coco(self, path: str, classes: object, bases: set[str]) -> tuple[dict | None, list[Finding]]:
         content, found = coco.read(path, training=self.training)
@@ -169,7 +166,7 @@ class DatasetCheck:
             classes = classes if isinstance(classes, (list, tuple)) else None
             flaws, kept = coco.check_file(path, content, image_keys=keys, classes=classes)
             found += flaws
-            step = next((step for step in self.leaf.get('pipeline') or [] if step.get('with_mask')), None)
+            step = next((step for step in steps_of(self.leaf.get('pipeline')) if step.get('with_mask')), None)
             if step:
                 sizes = coco.image_sizes(content)
                 found += coco_masks.check(path, kept, sizes, poly2mask=step.get('poly2mask', True))
@@ -225,7 +222,7 @@ class DatasetCheck:
             self.classes = None  # the folders have been compared
 
     def _check_files(self, dataset) -> Iterator[Finding]:
-        step = next(filter(loads_image, self.leaf.get('pipeline') or []), {})
+        step = next(filter(loads_image, steps_of(self.leaf.get('pipeline'))), {})
         backend = step.get('backend_args') or step.get('file_client_args') or {}
         skips = step.get('on_error') == 'skip' or step.get('ignore_empty')
         images = self.reader.load_image is not None and not skips and backend.get('backend', 'local') == 'local'
@@ -235,18 +232,14 @@ class DatasetCheck:
 
     def _shares_masks(self) -> bool:
         """Tell whether the folder of the masks belongs to other images of the config too."""
+        sets = ((self.cfg.get(key) or {}).get('dataset') or {} for key in paths.LOADERS)
+        others = [paths.image_folders(leaf) for one in sets for _, leaf in paths.leaf_datasets(one, '')]
         own = paths.image_folders(self.leaf)
-        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            for _, leaf in paths.leaf_datasets((self.cfg.get(key) or {}).get('dataset') or {}, ''):
-                other = paths.image_folders(leaf)
-                if other.get('seg_map_path') == own.get('seg_map_path') and other.get('img_path') != own.get(
-                    'img_path'
-                ):
-                    return True
-        return False
+        images, masks = own.get('img_path'), own.get('seg_map_path')
+        return any(other.get('seg_map_path') == masks and other.get('img_path') != images for other in others)
 
     def heads(self) -> Iterator[tuple[str, dict]]:
-        model = self.cfg.model
+        model = self.cfg.model.get('module') or self.cfg.model  # that of `--tta` wraps the network
         for owner, prefix in ((model, 'model'), (model.get('roi_head') or {}, 'model.roi_head')):
             for name in HEADS:
                 heads = owner.get(name) or []

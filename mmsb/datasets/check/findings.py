@@ -1,9 +1,10 @@
 """Findings of the data check, and their report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 LINES_PER_KIND = 20
+NAMES = 20  # in a message
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ def error(kind: str, file: str, item: str, message: str) -> Finding:
 
 def warning(kind: str, file: str, item: str, message: str) -> Finding:
     return Finding('warning', kind, file, item, message)
+
+
+def listed(names: Sequence[str], shown: int | None = NAMES) -> str:
+    more = f' and {len(names) - shown:,} more' if shown and len(names) > shown else ''
+    return ', '.join(map(repr, names[:shown])) + more
 
 
 @dataclass

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .findings import Finding, error, warning
+from .findings import Finding, error, listed, warning
 
 HIDDEN = re.compile(
     r'\.|@eaDir$|@Recycle$|#recycle$|__MACOSX$|__pycache__$|\$RECYCLE\.BIN$|lost\+found$|System Volume '
 )
-SHOWN = 20  # names in a message
 HIDDEN_FOLDER = 'hidden folder'
 MIXED = 0.1  # share of other labels above which a folder is no class
 
@@ -46,8 +45,8 @@ class Folders:
 def numbered(dataset) -> list[str]:
     """List the folders that a dataset numbers in this order; [] where something else says the labels."""
     prefix = _root(dataset)
-    listed = hasattr(dataset, 'extensions') and getattr(dataset, 'with_label', True) and not dataset.ann_file
-    if not listed or prefix is None or not os.path.isdir(prefix):
+    by_folder = hasattr(dataset, 'extensions') and getattr(dataset, 'with_label', True) and not dataset.ann_file
+    if not by_folder or prefix is None or not os.path.isdir(prefix):
         return []
     with os.scandir(prefix) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
@@ -73,9 +72,9 @@ def check_number(dataset, stated: Sequence[str], seen: Sequence[Folders]) -> Ite
     lacking = [name for label, name in enumerate(expected) if label not in known.values()]
     text = f'has {len(names):,} class folder{"s"[: len(names) > 1]}, but there are {len(stated):,} classes'
     if known and lacking:
-        text += f'; no folder for {_listed(lacking)}: an empty one keeps the labels'
+        text += f'; no folder for {listed(lacking)}: an empty one keeps the labels'
     if known and (new := [name for name in names if name not in known]):
-        text += f'; no class for {_listed(new)}'
+        text += f'; no class for {listed(new)}'
     yield error('number of classes', dataset.img_prefix, '', text if known else f'{text}: the first is {names[0]!r}')
 
 
@@ -196,7 +195,7 @@ def _check_order(found: Folders, classes: Sequence[str] | None) -> Iterator[Find
             rest = [name for label, name in enumerate(classes) if label not in meant.values()]
             rest = rest if len(rest) == 1 else [name for name in found.labels if name not in meant]
             order = [classes[meant[name]] if name in meant else rest.pop(0) for name in found.labels]
-            text += f': folders are numbered in sorted order; write classes=({_listed(order, None)})'
+            text += f': folders are numbered in sorted order; write classes=({listed(order, None)})'
         else:
             text += ': the labels in the annotations and the classes of the config need the same order'
         yield error('order of the classes', found.root, '', text)
@@ -237,7 +236,7 @@ def _compare(key: str, found: Folders, reference: Folders) -> Iterator[Finding]:
     lacking = [name for name in names if reference.labels[name] not in known.values()] if both else []
     if not shifted and not new:
         if lacking:
-            text = f'{found.root} has no folder {_listed(lacking)}, but {reference.root} has'
+            text = f'{found.root} has no folder {listed(lacking)}, but {reference.root} has'
             yield warning('class folder missing', key, '', text)
         return
     text = f'the class folders of {found.root} differ from those of {reference.root}'
@@ -248,13 +247,7 @@ def _compare(key: str, found: Folders, reference: Folders) -> Iterator[Finding]:
         first = shifted[0]
         text += f': {first!r} gets label {found.labels[first]} here, but {known[first]} there'
     if lacking:
-        text += f'; only there: {_listed(lacking)}'
+        text += f'; only there: {listed(lacking)}'
     if new:
-        text += f'; only here: {_listed(new)}'
+        text += f'; only here: {listed(new)}'
     yield error('other classes', key, '', text)
-
-
-def _listed(names: Sequence[str], shown: int | None = SHOWN) -> str:
-    return ', '.join(map(repr, names[:shown])) + (
-        f' and {len(names) - shown:,} more' if shown and len(names) > shown else ''
-    )

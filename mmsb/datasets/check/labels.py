@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .findings import Finding, warning
+from .findings import Finding, listed, warning
 
 SHOWN = 5  # names, and counts, in a message
 MOSTLY = 0.5  # share of the pixels
@@ -48,8 +48,8 @@ def unused_classes(
     numbers += [('ignored', ignored)] * bool(ignored)
     total += ignored
     shares = [f'{name} {number / total:.1%}' if what == 'mask' else f'{name} {number:,}' for name, number in numbers]
-    names = ', '.join(map(repr, unused[:SHOWN])) + (f' and {len(unused) - SHOWN:,} more' if len(unused) > SHOWN else '')
-    text = f'class{"" if len(unused) == 1 else "es"} {names} of {len(classes)} occur{"s" if len(unused) == 1 else ""} '
+    text = f'class{"" if len(unused) == 1 else "es"} {listed(unused, SHOWN)} of {len(classes)} '
+    text += 'occurs ' if len(unused) == 1 else 'occur '
     yield warning('class that never occurs', key, '', text + f'in no {what} ({", ".join(shares)}){cure}')
 
 

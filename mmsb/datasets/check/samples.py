@@ -4,10 +4,11 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import mmcv
 import numpy as np
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS, Registry
 from PIL import Image, UnidentifiedImageError
 
 from mmsb.options import one_line
@@ -24,9 +25,29 @@ def type_name(config: dict) -> str:
     return kind if isinstance(kind, str) else kind.__name__
 
 
+def type_of(registry: Registry, config: dict) -> type | None:
+    """Return the class of a config's type, searched from the default scope; None if there is none."""
+    kind = config.get('type')
+    if isinstance(kind, str):
+        with warnings.catch_warnings(), registry.switch_scope_and_registry(None) as scoped:
+            warnings.simplefilter('ignore')  # of the library, about packages that other types need
+            return scoped.get(kind)
+    return kind
+
+
+def steps_of(pipeline: Sequence | None) -> Iterator[Mapping]:
+    """Yield the steps of a pipeline, also those inside others, such as the views of TestTimeAug."""
+    for step in pipeline or []:
+        if isinstance(step, (list, tuple)):
+            yield from steps_of(step)
+        elif isinstance(step, Mapping):
+            yield step
+            yield from steps_of(step.get('transforms'))
+
+
 def load_transform(pipeline: list, *names: str):
     """Build the first transform of a pipeline whose type name ends in one of `names`; None if there is none."""
-    found = next((step for step in pipeline or [] if type_name(step).endswith(names)), None)
+    found = next((step for step in steps_of(pipeline) if type_name(step).endswith(names)), None)
     if found is None:
         return None
     hiding = ('ignore_empty', 'on_error')  # they would hide what the check looks for

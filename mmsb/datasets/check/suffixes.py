@@ -29,10 +29,8 @@ def check_left_out(dataset, samples: list[dict], *, shared_masks: bool) -> Itera
     counts, listed, beside = _left_out(dataset, folder, classes=classes)
     if counts:
         option = 'extensions' if hasattr(dataset, 'extensions') else 'img_suffix'
-        text = (
-            f'{counts.total():,} of {counts.total() + listed:,} images have other suffixes ({_shares(counts)}): only '
-        )
-        text += f'{", ".join(sorted(_suffixes(dataset)))} {"are" if classes else "is"} read; set {option}, or convert'
+        read = f'{", ".join(sorted(_suffixes(dataset)))} {"are" if classes else "is"} read'
+        text = f'{_share(counts, listed)}: only {read}; set {option}, or convert'
         yield warning('image with another suffix', folder, '', text)
     if beside:
         yield warning('image without class', folder, '', f'skips what is in no class folder: {beside:,} of its images')

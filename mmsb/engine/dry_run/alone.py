@@ -4,8 +4,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from unittest.mock import patch
 
-import torch
 from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 
@@ -21,14 +21,12 @@ def untouched() -> Iterator[None]:
         if not issubclass(manager, DefaultScope):
             manager._instance_dict.clear()
     silence = io.StringIO()
-    is_distributed = torch.distributed.is_initialized
-    torch.distributed.is_initialized = lambda: False  # the other processes wait, and answer nobody
+    alone = patch('torch.distributed.is_initialized', lambda: False)  # the other processes wait, and answer nobody
     try:
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
+        with alone, contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        torch.distributed.is_initialized = is_distributed
         for manager in managers():
             manager._instance_dict.clear()
         for manager, instances in before:

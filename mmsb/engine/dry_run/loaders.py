@@ -1,12 +1,13 @@
 """The dataloaders of a rehearsal: quick to read, and how many samples their batches have in each process."""
 
-import contextlib
 import copy
 import inspect
 import itertools
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -83,19 +84,10 @@ def _sizes(loader: DataLoader) -> list[int] | None:
     return [len(batch) for batch in itertools.islice(loader.batch_sampler, max(count, 1))]  # a sampler may be endless
 
 
-@contextlib.contextmanager
-def _as_process(rank: int) -> Iterator[None]:
+def _as_process(rank: int) -> AbstractContextManager:
     """Let what is built, such as a sampler, see the run's processes, without a word between them."""
-    new = dict(is_initialized=lambda: True, get_rank=lambda *_: rank)
-    new |= dict.fromkeys(('broadcast', 'broadcast_object_list'), lambda *_, **__: None)
-    old = {name: getattr(torch.distributed, name) for name in new}
-    for name, function in new.items():
-        setattr(torch.distributed, name, function)
-    try:
-        yield
-    finally:
-        for name, function in old.items():
-            setattr(torch.distributed, name, function)
+    silent = dict.fromkeys(('broadcast', 'broadcast_object_list'), lambda *_, **__: None)
+    return patch.multiple(torch.distributed, is_initialized=lambda: True, get_rank=lambda *_: rank, **silent)
 
 
 def norm_of_one_value(error: Exception, model: nn.Module, *, sync_bn: bool) -> str | None:
