@@ -39,7 +39,7 @@ $(VENV)/full: $(VENV)/light $(DEV)
 	$(BIN)/$(INSTALL) --no-deps -r requirements/mim.txt
 	@touch $@
 
-# Shows a task that spatial bias solves and a plain ResNet can't: trains both, prints a table, plots to work_dirs/demo.
+# Shows a task that spatial bias solves, and a plain ResNet and a global mean cannot; plots to work_dirs/demo.
 demo: $(VENV)/light
 	$(BIN)/python tools/demo.py
 

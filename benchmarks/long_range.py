@@ -71,12 +71,12 @@ def learning_rate(step: int, steps: int) -> float:
     return (step + 1) / (warmup + 1) if step < warmup else (1 + math.cos(math.pi * rest)) / 2
 
 
-def make_optimizer(segmenter: Segmenter) -> torch.optim.Optimizer:
+def make_optimizer(segmenter: nn.Module, rate: float = LEARNING_RATE) -> torch.optim.Optimizer:
     segmenter.to(memory_format=torch.channels_last).train()
-    return torch.optim.AdamW(segmenter.parameters(), LEARNING_RATE, weight_decay=1e-4)
+    return torch.optim.AdamW(segmenter.parameters(), rate, weight_decay=1e-4)
 
 
-def train_step(segmenter: Segmenter, optimizer: torch.optim.Optimizer, images: Tensor, masks: Tensor) -> float:
+def train_step(segmenter: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, masks: Tensor) -> float:
     """Take a step in bf16 autocast; returns the loss."""
     with torch.autocast('cpu', torch.bfloat16):
         logits = segmenter(images)

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 import mmsb
-from benchmarks.long_range import learning_rate, path_of
+from benchmarks.long_range import MEAN, STD, learning_rate, make_optimizer, path_of, train_step
 from benchmarks.mirror_networks import CONTEXTS, QUESTIONS, Segmenter
 from mmsb.analysis.machine import describe
 from mmsb.analysis.report import markdown, write_json
@@ -36,7 +35,6 @@ from mmsb.options import choose
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results/mirror'
 BATCH, RATES, STEPS, LONG = 16, (2e-3, 6e-3, 2e-2), 250, 2500
-MEAN, STD = 60, 40  # of pixels, as in the demo's config
 SOLVED, CHANCE = 90.0, 100 / len(digits.CUE_COLOURS)
 TEST_SCENES, TEST_SEED, TEST_EVERY = 160, 10**6, 25
 SIDE, CELL = digits.SCENE_PX, digits.SCENE_PX // digits.MIRROR_CELLS
@@ -132,17 +130,13 @@ def train(segmenter: Segmenter, seed: int, steps: int, rate: float, augment: boo
     """Train on new scenes in each step; returns step, processor time (s) of the steps so far, and accuracy (%)."""
     rng, drawn = np.random.default_rng(seed), digits.load('train')[0]
     change = (lambda scene: augmented(scene, rng)) if augment else CHANGES['as trained']
-    optimizer = torch.optim.AdamW(segmenter.parameters(), rate, weight_decay=1e-4)
+    optimizer = make_optimizer(segmenter, rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
-    segmenter.train()
     curve, seconds = [], 0.0
     for step in range(1, steps + 1):
         images, masks = batch(rng, drawn, change)
         start = time.process_time()
-        loss = F.cross_entropy(segmenter(images), masks, ignore_index=digits.IGNORE)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        train_step(segmenter, optimizer, images, masks)
         schedule.step()
         seconds += time.process_time() - start
         if step % (TEST_EVERY * steps // STEPS) == 0:

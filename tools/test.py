@@ -1,7 +1,7 @@
 """Test a trained network from its config.
 
-python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py work_dirs/demo/.../iter_200.pth
-python tools/test.py configs/demo/sb-resnet20_b16-250i_digits-cue.py exported.onnx
+python tools/test.py configs/demo/sb-resnet11_b16-250i_digits-mirror.py work_dirs/demo/.../iter_250.pth
+python tools/test.py configs/demo/sb-resnet11_b16-250i_digits-mirror.py exported.onnx
 """
 
 import copy
