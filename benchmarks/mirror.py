@@ -2,6 +2,7 @@
 
     python -m benchmarks.mirror                                # all trainings, on one core
     python -m benchmarks.mirror --contexts SB GC --seeds 0
+    python -m benchmarks.mirror --contexts                     # none: only the tables of what has a record
 
 Every digit has the class of the coloured patch in the mirrored place, beyond the reach of the convolutions, and every
 scene has the same colours (`mmsb.datasets.digits.mirror_scene`). Each context is trained at each of a few learning
@@ -11,11 +12,12 @@ ends; what has a record is not trained again, so that several of these commands 
 """
 
 import argparse
+import itertools
 import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,47 +184,85 @@ class Records:
             print(f'{path.stem}: {record["accuracy"]:.1f} % in {record["cpu_s"]:.0f} s', flush=True)
         return json.loads(path.read_text())
 
-    def best(self, context: str, steps: int, seeds: Sequence[int], augment: bool = False) -> list[dict]:
+    def best(self, context: str, seeds: Sequence[int], steps: int, augment: bool = False) -> list[dict]:
         """Return the records of all seeds at the learning rate that was best with the first seed.
 
-        What no learning rate takes far from chance is not trained with other seeds.
+        What ten times the steps do not take far from chance is not trained with other seeds.
         """
         first = [self.get(context, rate, seeds[0], steps, augment) for rate in RATES]
         best = max(first, key=lambda record: (record['accuracy'], -record['rate']))
         others = seeds[1:] if steps == STEPS or best['accuracy'] > 2 * CHANCE else ()
         return [best, *(self.get(context, best['rate'], seed, steps, augment) for seed in others)]
 
-
-def rows(records: Records, contexts: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
-    for context in contexts:
-        for steps in (STEPS, LONG):
-            found = records.best(context, steps, seeds)
-            accuracies = [record['accuracy'] for record in found]
-            reached = [record for record in found if record['steps_to_90']]
-            yield [
-                context, f'{found[0]["params"]:,}', f'{steps:,}', f'{found[0]["rate"]:g}',
-                f'{statistics.mean(accuracies):.1f}', ', '.join(f'{value:.1f}' for value in accuracies),
-                f'{statistics.median(one["steps_to_90"] for one in reached):.0f}' if reached else 'never',
-                f'{statistics.median(one["cpu_s_to_90"] for one in reached):.0f} s' if reached else '',
-                f'{1000 * statistics.median(one["cpu_s"] / one["steps"] for one in found):.0f} ms',
-            ]  # fmt: skip
-            if statistics.mean(accuracies) >= SOLVED:
-                break
+    def all(self) -> dict[tuple[str, int, bool], list[dict]]:
+        """Read all records at the best learning rate of each context, number of steps and kind of scenes."""
+        found: dict[tuple[str, int, bool], list[dict]] = {}
+        for path in sorted(self.folder.glob('*.json')):
+            record = json.loads(path.read_text())
+            found.setdefault((record['context'], record['steps'], record['augmented']), []).append(record)
+        for key, records in found.items():
+            best = max(
+                records, key=lambda record: (record['seed'] == records[0]['seed'], record['accuracy'], -record['rate'])
+            )
+            found[key] = [record for record in records if record['rate'] == best['rate']]
+        return found
 
 
-def changes(records: Records, solved: Mapping[str, int], seeds: Sequence[int], *, augment: bool) -> str:
-    """Make the table of what changed scenes do to the networks; `solved` has the steps of each."""
-    found = {context: records.best(context, steps, seeds, augment) for context, steps in solved.items()}
+def solved(records: Sequence[dict]) -> bool:
+    return statistics.mean(record['accuracy'] for record in records) >= SOLVED
+
+
+def table(found: Mapping[tuple[str, int, bool], list[dict]], contexts: Sequence[str]) -> str:
+    """Make the table of accuracy and cost, a row for each context and number of steps."""
+    lines = []
+    for context, steps in itertools.product(contexts, (STEPS, LONG)):
+        if not (records := found.get((context, steps, False))):
+            continue
+        accuracies = [record['accuracy'] for record in records]
+        reached = [record for record in records if record['steps_to_90']]
+        lines.append([
+            context, f'{records[0]["params"]:,}', f'{steps:,}', f'{records[0]["rate"]:g}',
+            f'{statistics.mean(accuracies):.1f}', ', '.join(f'{value:.1f}' for value in accuracies),
+            f'{statistics.median(one["steps_to_90"] for one in reached):.0f}' if reached else 'never',
+            f'{statistics.median(one["cpu_s_to_90"] for one in reached):.0f} s' if reached else '',
+            f'{1000 * statistics.median(one["cpu_s"] / one["steps"] for one in records):.0f} ms',
+        ])  # fmt: skip
+    header = ['context', 'parameters', 'steps', 'learning rate', 'accuracy, %', 'of the seeds', 'steps to 90 %',
+              'processor time to 90 %', 'a step']  # fmt: skip
+    return markdown(header, lines)
+
+
+def table_of_changes(found: Mapping[tuple[str, int, bool], list[dict]]) -> str:
+    """Make the table of what changed scenes do to the networks that solve the task."""
+    columns = {
+        f'{context}{", augmented" if augment else ""}': records
+        for (context, _, augment), records in found.items()
+        if context in CONTEXTS and (solved(records) or augment)
+    }
     lines = [
-        [name, *(f'{statistics.mean(one["changes"][name] for one in some):.1f}' for some in found.values())]
+        [name, *(f'{statistics.mean(one["changes"][name] for one in records):.1f}' for records in columns.values())]
         for name in CHANGES
     ]
-    return markdown(['test scenes', *found], lines)
+    return markdown(['test scenes', *columns], lines)
+
+
+def train_all(records: Records, contexts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Train each context for the usual number of steps, then what has not solved the task for ten times as many.
+
+    Last, what solves it is trained as long on augmented scenes. Questions about spatial bias are asked once.
+    """
+    todo, solving = list(contexts), []
+    for steps in (STEPS, LONG):
+        done = [context for context in todo if solved(records.best(context, seeds, steps))]
+        todo = [context for context in todo if context in CONTEXTS and context not in done]
+        solving += [context for context in done if context in CONTEXTS]
+    for context in solving:
+        records.best(context, seeds, LONG, augment=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.mirror', description=__doc__.splitlines()[0])
-    parser.add_argument('--contexts', nargs='+', default=[*CONTEXTS | QUESTIONS], metavar='NAME')
+    parser.add_argument('--contexts', nargs='*', default=[*CONTEXTS | QUESTIONS], metavar='NAME')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--results', type=Path, default=RESULTS, help='folder for the records')
     options = parser.parse_args()
@@ -234,11 +274,11 @@ def main() -> None:
     logging.disable(logging.INFO)  # MMEngine tells how each parameter starts
     torch.set_num_threads(1)
     records = Records(options.results)
-    header = ['context', 'parameters', 'steps', 'learning rate', 'accuracy, %', 'of the seeds', 'steps to 90 %',
-              'processor time to 90 %', 'a step']  # fmt: skip
-    for table in (CONTEXTS, QUESTIONS):
-        if chosen := [name for name in table if name in options.contexts]:
-            print(markdown(header, list(rows(records, chosen, options.seeds))), '\n', flush=True)
+    train_all(records, options.contexts, options.seeds)
+    found = records.all()
+    for names in (CONTEXTS, QUESTIONS):
+        print(f'\n{table(found, list(names))}')
+    print(f'\n{table_of_changes(found)}\n\nchance: {CHANCE:.0f} %')
 
 
 if __name__ == '__main__':
