@@ -21,6 +21,13 @@ measures each, forward and backward, eager and compiled, on any device; docs/spe
 import torch
 from torch import Tensor, fx
 
+FORMS = {
+    'pool': ('kernel', 'matrix'),
+    'upsample': ('kernel', 'matrix'),
+    'read': ('concat', 'padded', 'sum'),
+    'maps': ('weights', 'features'),
+    'gradients': ('views', 'copied'),
+}
 PLACES = ('cpu', 'cpu compiled', 'gpu', 'gpu compiled', 'exported')
 # On a CPU, figures decided: matrices upsample 3 to 5 times as fast, forward and backward; a batch norm of 5 channels
 # takes twice as long in channels_last, and pooling back in bf16 four times as long as in fp32; the backward pass of a

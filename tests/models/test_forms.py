@@ -7,15 +7,8 @@ import torch
 from torch import nn
 
 from mmsb.models import SBResNetCifar, forms
+from mmsb.models.forms import FORMS
 from mmsb.models.spatial_bias import Reduction, concatenate, conv_of_concat
-
-FORMS = {  # of each computation, those that the docstring of mmsb.models.forms lists
-    'pool': ('kernel', 'matrix'),
-    'upsample': ('kernel', 'matrix'),
-    'read': ('concat', 'padded', 'sum'),
-    'maps': ('weights', 'features'),
-    'gradients': ('views', 'copied'),
-}
 
 
 def test_the_table_and_its_docstring_name_these_forms():
