@@ -6,6 +6,7 @@ python -m benchmarks.forms --device cuda --modes eager --json forms.json
 The maps are made, or read, by the parts of a bottleneck that do so in a training, at the sizes of the paper's networks.
 Each round times every form once, one after the other, and ratios are taken within a round. Two kinds of training: in
 bf16 and channels_last, as with `--fast`, and in fp32 and NCHW, as by default. Results are written after each setting.
+On a CPU the times are the processor's, which other programs lengthen less than those of the clock.
 """
 
 import argparse
@@ -134,6 +135,7 @@ def measure(block: Block, part: str, mode: str, device: torch.device, rounds: in
     others = [pair for pair in pairs if TABLE[pair[0]][place] != pair[1]]
     default = (PARTS[part][0], TABLE[PARTS[part][0]][place])  # all computations in the form of the table
     calls, first_s, failed = {}, {}, {}
+    clock = time.process_time if device.type == 'cpu' else time.perf_counter
 
     def wait() -> None:
         if device.type == 'cuda':
@@ -144,7 +146,7 @@ def measure(block: Block, part: str, mode: str, device: torch.device, rounds: in
             with form_in_table(place, *pair):
                 for phase, call in block.calls(part, mode == 'compiled', device).items():
                     call()
-                    first_s[phase] = min(sample(call, 1, wait, time.perf_counter), first_s.get(phase, math.inf))
+                    first_s[phase] = min(sample(call, 1, wait, clock), first_s.get(phase, math.inf))
                     calls[pair, phase] = call
         except Exception as error:  # of a compiler, which has many: the row says so
             failed.update({(pair, phase): reason_of(error) for phase in PHASES})
@@ -153,7 +155,7 @@ def measure(block: Block, part: str, mode: str, device: torch.device, rounds: in
         def take() -> float:
             count = max(2, math.ceil(SAMPLE_S / first_s[phase]))  # the same for all forms
             with form_in_table(place, *pair):
-                return sample(calls[pair, phase], count, wait, time.perf_counter)
+                return sample(calls[pair, phase], count, wait, clock)
 
         return take
 
@@ -174,7 +176,7 @@ def measure(block: Block, part: str, mode: str, device: torch.device, rounds: in
 
 
 def summarise(seconds: list[float], chosen: list[float], reason: str | None) -> dict:
-    """Return median and quartiles of the milliseconds and of the ratio to the chosen form within each round."""
+    """Return quartiles of the milliseconds, and of the ratio to the chosen form within each round."""
     if reason or not seconds:
         return dict(ms=None, ratio=None, samples_ms=[], reason=reason or 'not measured')
     ratios = [one / other for one, other in zip(seconds, chosen, strict=False)] if chosen else []
