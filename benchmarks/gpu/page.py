@@ -71,7 +71,8 @@ def page(folder: Path) -> str:
     rows, sections = [], []
     for part in PARTS:
         result = about['parts'][part.name]
-        said = result['last_line'].replace('|', '/') or '-'
+        shown = part.table and result['status'] == 'done'
+        said = '-' if shown else result['last_line'].replace('|', '/') or '-'
         rows.append([f'`{part.name}`', part.title, result['status'], f'{result["seconds"]:.0f}', said])
         if part.table and found[part.name]:
             sections.append(f'## {part.title}\n\n{part.table(found[part.name]).strip()}')

@@ -63,12 +63,12 @@ def plain_and_sb(options: argparse.Namespace, json: Path, _seconds: float) -> li
     """All that is eager first, since compiling takes most of the time."""
     full = ['--phases', 'training', 'inference', '--batch-sizes', '128', '1', '--modes', 'eager', 'compile',
             '--dtypes', 'bf16', 'fp32', *SAMPLES]  # fmt: skip
-    return throughput(options, json, CONFIG, *(['--sizes', '32', *QUICK_SAMPLES] if options.quick else full))
+    return throughput(options, json, CONFIG, *(['--sizes', '64', *QUICK_SAMPLES] if options.quick else full))
 
 
 def systems(options: argparse.Namespace, json: Path, _seconds: float) -> list[str]:
     full = ['--batch-sizes', '128', '--dtypes', 'bf16', *SAMPLES]
-    return throughput(options, json, '--all-systems', *(['--sizes', '32', *QUICK_SAMPLES] if options.quick else full))
+    return throughput(options, json, '--all-systems', *(['--sizes', '64', *QUICK_SAMPLES] if options.quick else full))
 
 
 def detector(options: argparse.Namespace, json: Path, _seconds: float) -> list[str]:

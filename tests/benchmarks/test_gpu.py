@@ -28,8 +28,8 @@ time.sleep(99)
 """
 HANGS = f"""
 import pathlib, subprocess, sys, time
-subprocess.Popen([sys.executable, '-c', {CHILD!r}, LOCK])
-while not pathlib.Path(LOCK).exists() or not pathlib.Path(LOCK).read_text():
+subprocess.Popen([sys.executable, '-c', {CHILD!r}, HELD])
+while not pathlib.Path(HELD).exists() or not pathlib.Path(HELD).read_text():
     time.sleep(0.05)
 print('has begun', flush=True)
 time.sleep(99)
@@ -65,7 +65,7 @@ def test_parts_end_alone_wholly_and_in_time(tmp_path, capsys):
     found = runner.run_all(
         [
             part('fails', "print('one'); print('two'); print(); raise SystemExit(3)"),
-            part('hangs', HANGS.replace('LOCK', repr(str(lock))), share=2.0),
+            part('hangs', HANGS.replace('HELD', repr(str(lock))), share=2.0),
             part('lacks', '', needs=lambda _: 'it needs a thing'),
             part('works', seen),
         ],
@@ -102,7 +102,7 @@ def test_a_gpu_is_hidden_from_parts_for_the_cpu(tmp_path):
 
 def test_whoever_ends_the_call_ends_its_part(tmp_path):
     lock = tmp_path / 'lock'
-    hangs = HANGS.replace('LOCK', repr(str(lock)))
+    hangs = HANGS.replace('HELD', repr(str(lock)))
     code = (
         'from benchmarks.gpu import __main__ as gpu, parts\n'
         f"gpu.PARTS = [parts.Part('hangs', 'Hangs', 1, lambda *_: ['-c', {hangs!r}])]\n"
