@@ -112,17 +112,11 @@ bench: $(VENV)/light
 	$(BIN)/python tools/analysis/throughput.py --all-systems --batch-sizes 8 --repeats 5 --sample-s 0 \
 		--json $(BENCH)/throughput.json --plot $(BENCH)/throughput.png
 
-# All that needs a GPU, with one command: its tests, then SB beside plain, all systems, and a detector.
-GPU_BENCH := $(BIN)/python tools/analysis/throughput.py --device cuda --memory-formats channels_last --repeats 5
+# All that needs a GPU, with one command, in nine minutes; DATA is a folder with CIFAR-100 (benchmarks/README.md).
+DATA := data/cifar100
 
 bench-gpu: $(VENV)/full
-	mkdir -p $(BENCH)
-	$(BIN)/python -m pytest -q -m gpu tests
-	$(GPU_BENCH) configs/imagenet/sb-resnet50_b256-100e_in1k.py --batch-sizes 1 128 --modes eager compile --dtypes fp32 bf16 \
-		--json $(BENCH)/gpu-modes.json
-	$(GPU_BENCH) --all-systems --batch-sizes 128 --dtypes bf16 --json $(BENCH)/gpu-systems.json
-	$(GPU_BENCH) configs/coco/faster-rcnn_sb-r50_fpn_1x_coco.py --sizes 800x1333 --batch-sizes 4 --dtypes bf16 \
-		--json $(BENCH)/gpu-detector.json
+	$(BIN)/python -m benchmarks.gpu --out $(BENCH)/gpu --data $(DATA)
 
 # Tests which faults a training survives, with mmsb and with stock mmengine; about an hour on two cores.
 chaos: $(VENV)/full

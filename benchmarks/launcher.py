@@ -3,9 +3,11 @@
 taskset -c 1 python -m benchmarks.launcher imagenet --data DATA --json launcher.json     # DATA: a folder for each class
 taskset -c 1 python -m benchmarks.launcher cifar --data DATA                             # train.npz and test.npz
 taskset -c 1 python -m benchmarks.launcher coco --data DATA                              # images/, annotations/
+python -m benchmarks.launcher detector --data DATA      # Faster R-CNN at 800 x 1333, on the demo's scenes, made in DATA
 
 Each round starts every case once, one after the other, so that whatever else the machine does meets them all. The first
-iterations of each start do not count. The bare loop has the network, data, workers and options of `sb, ours --fast`.
+iterations of each start do not count. The file of --json is written after each. The bare loop has the network, data,
+workers and options of `sb, ours --fast`.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from mmsb.analysis.machine import describe, find_device
 from mmsb.analysis.report import markdown, write_json
 from mmsb.analysis.run_logs import SCALARS, merge
 from mmsb.configs import build_model, read_config
+from mmsb.datasets import digits
 from mmsb.engine.fast import BF16
 from mmsb.engine.launcher import run_tool
 from mmsb.options import positive_integer
@@ -35,6 +39,7 @@ from mmsb.options import positive_integer
 ROOT = Path(__file__).resolve().parents[1]
 WARMUP = 3
 BARE = 'sb, bare loop'
+COLLATED = ('imagenet', 'cifar')  # tasks whose batches are one tensor, which the bare loop needs
 CASES = {  # name: (whether the network has the bias, launcher, flags)
     'plain, stock launcher': (False, 'stock', []),
     'plain, ours': (False, 'ours', []),
@@ -59,6 +64,24 @@ _base_ = '{ROOT}/configs/_base_/coco128_faster-rcnn_12e.py'
 model = dict(backbone=BIAS)
 dataset = dict(data_root=DATA)
 """),
+    detector=('mmdet', 4, """
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+model = dict(backbone=BIAS, roi_head=dict(bbox_head=dict(num_classes=10)))
+dataset = dict(
+    _delete_=True,
+    type='CocoDataset',
+    data_root=DATA,
+    metainfo=dict(classes=tuple('0123456789')),
+    ann_file='digits-scenes/annotations/instances_train.json',
+    data_prefix=dict(img='digits-scenes/images/train/'),
+    pipeline=[
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='Resize', scale=SCALE, keep_ratio=False),
+        dict(type='PackDetInputs'),
+    ],
+)
+"""),
 )  # fmt: skip
 SHORT = """
 train_dataloader = dict(batch_size=BATCH, num_workers=WORKERS, persistent_workers=WORKERS > 0, dataset=dataset)
@@ -82,7 +105,7 @@ def write_config(path: Path, options: argparse.Namespace, biased: bool) -> Path:
     _, batch, text = TASKS[options.task]
     values = dict(BIAS=backbone_of(options.task, biased), DATA=repr(str(Path(options.data).resolve())),
                   BATCH=str(options.batch or batch), WORKERS=str(options.workers),
-                  ITERATIONS=str(WARMUP + options.iterations))  # fmt: skip
+                  ITERATIONS=str(WARMUP + options.iterations), SCALE=str(tuple(options.size[::-1])))  # fmt: skip
     text += SHORT
     for name, value in values.items():
         text = text.replace(name, value)
@@ -126,7 +149,7 @@ def bare_loop(path: str) -> list[dict]:
     torch.manual_seed(0)
     model = build_model(cfg)
     model.init_weights()
-    model.train()
+    model.to(find_device()).train()
     if cfg.get('channels_last'):
         model.to(memory_format=torch.channels_last)
     loader = cfg.train_dataloader
@@ -157,9 +180,13 @@ def bare_loop(path: str) -> list[dict]:
     return times
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """Run all rounds; returns for each case its images a second in each round, and the share of waiting for data."""
-    cases = [name for name in CASES if name != BARE or options.task != 'coco']
+def measure(options: argparse.Namespace) -> Iterator[dict]:
+    """Run all rounds; yields after each start what each case has: images a second, share of waiting for data, seconds.
+
+    Raises:
+        RuntimeError: a training failed.
+    """
+    cases = options.cases or [name for name in CASES if name != BARE or options.task in COLLATED]
     found = {name: dict(images_per_s=[], data_share=[], seconds=[]) for name in cases}
     batch = options.batch or TASKS[options.task][1]
     with tempfile.TemporaryDirectory() as folder:
@@ -170,16 +197,18 @@ def measure(options: argparse.Namespace) -> dict:
                 found[name]['data_share'].append(sum(waits) / sum(times))
                 found[name]['seconds'].append(times)
                 print(f'{name}: {found[name]["images_per_s"][-1]:.2f} images/s', file=sys.stderr, flush=True)
-    return found
+                yield found
 
 
 def table(found: dict) -> str:
-    """Make the table: median and range over rounds, and the ratio to the stock launcher within each round."""
-    stock = found[next(iter(CASES))]['images_per_s']
+    """Make the table: median and range over rounds, and the ratio to the first case within each round."""
+    first = next(iter(found.values()))['images_per_s']
     rows = []
     for name, case in found.items():
         speeds = case['images_per_s']
-        ratio = statistics.median(one / other for one, other in zip(speeds, stock, strict=True))
+        if not speeds:  # the run was ended before
+            continue
+        ratio = statistics.median(one / other for one, other in zip(speeds, first, strict=False))
         share = statistics.median(case['data_share'])
         spread = f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'
         rows.append([name, spread, f'{ratio:.2f}', f'{100 * share:.0f} %'])
@@ -190,6 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.launcher', description=__doc__.splitlines()[0])
     parser.add_argument('task', choices=TASKS)
     parser.add_argument('--data', default='data')
+    parser.add_argument('--cases', nargs='+', choices=CASES, help='compare with the first of these (default: all)')
+    parser.add_argument('--size', nargs=2, type=int, default=[800, 1333], help="of the images of 'detector', in px")
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--iterations', type=int, default=10, help=f'of a round, after {WARMUP} that do not count')
     parser.add_argument('--batch', type=int, help='images of an iteration')
@@ -202,12 +233,14 @@ def main() -> None:
         return
     for name in ('rounds', 'iterations'):
         positive_integer(f'--{name}', getattr(options, name))
+    if options.task == 'detector':
+        digits.write(options.data)
     if not Path(options.data).is_dir():
         raise FileNotFoundError(f'--data {options.data!r} does not exist')
-    found = measure(options)
-    if options.json:
-        about = describe(find_device(), seed=0)
-        write_json(options.json, dict(machine=about, task=options.task, workers=options.workers, results=found))
+    about = dict(machine=describe(find_device(), seed=0), task=options.task, workers=options.workers)
+    for found in measure(options):
+        if options.json:
+            write_json(options.json, about | dict(results=found))
     print(table(found))
 
 

@@ -6,7 +6,7 @@ measures each, forward and backward, eager and compiled, on any device; docs/spe
 | computation | form | what it is |
 |---|---|---|
 | pool | kernel | PyTorch's adaptive pooling |
-| | matrix | two matrix products, of whose sizes a compiler needs one graph; deterministic on a GPU too |
+| | matrix | two matrix products, of whose sizes a compiler needs one graph; deterministic, but 28 operations more |
 | upsample | kernel | PyTorch's bilinear interpolation |
 | | matrix | two matrix products; a backward pass without atomic additions |
 | read | concat | the features and the N maps concatenated, and one convolution |
@@ -21,19 +21,22 @@ measures each, forward and backward, eager and compiled, on any device; docs/spe
 import torch
 from torch import Tensor, fx
 
-PLACES = ('cpu', 'cpu compiled', 'gpu', 'gpu compiled', 'exported')
-# On a CPU, figures decided: matrices upsample 3 to 5 times as fast, forward and backward; a batch norm of 5 channels
-# takes twice as long in channels_last, and pooling back in bf16 four times as long as in fp32; the backward pass of a
-# ReLU takes ten times as long on a view of some channels. On a GPU nothing has been measured: there stands the plainest
-# form that is deterministic. A compiler fuses the kernel of the upsampling with its neighbours, but makes a graph for
-# each size of the kernel that pools. An exporter writes that kernel for one size only; and onnxruntime computes in
-# blocks of channels, in which 3 more do not fit.
+FORMS = {
+    'pool': ('kernel', 'matrix'),
+    'upsample': ('kernel', 'matrix'),
+    'read': ('concat', 'padded', 'sum'),
+    'maps': ('weights', 'features'),
+    'gradients': ('views', 'copied'),
+}
+PLACES = ('cpu', 'cpu compiled', 'gpu', 'gpu deterministic', 'gpu compiled', 'exported')
+# On a GPU nothing has been measured, and the plainest form stands; where deterministic algorithms are asked for, the
+# plainest that has them.
 TABLE = {
-    'pool': dict(zip(PLACES, ('kernel', 'matrix', 'matrix', 'matrix', 'matrix'), strict=True)),
-    'upsample': dict(zip(PLACES, ('matrix', 'kernel', 'matrix', 'kernel', 'kernel'), strict=True)),
-    'read': dict(zip(PLACES, ('concat', 'concat', 'concat', 'concat', 'sum'), strict=True)),
-    'maps': dict(zip(PLACES, ('weights', 'weights', 'features', 'features', 'weights'), strict=True)),
-    'gradients': dict(zip(PLACES, ('copied', 'views', 'views', 'views', 'views'), strict=True)),
+    'pool': dict(zip(PLACES, ('kernel', 'matrix', 'kernel', 'matrix', 'matrix', 'matrix'), strict=True)),
+    'upsample': dict(zip(PLACES, ('matrix', 'kernel', 'kernel', 'matrix', 'kernel', 'kernel'), strict=True)),
+    'read': dict(zip(PLACES, ('concat', 'concat', 'concat', 'concat', 'concat', 'sum'), strict=True)),
+    'maps': dict(zip(PLACES, ('weights', 'weights', 'features', 'features', 'features', 'weights'), strict=True)),
+    'gradients': dict(zip(PLACES, ('copied', 'views', 'views', 'views', 'views', 'views'), strict=True)),
 }
 
 
@@ -43,7 +46,11 @@ def form_of(computation: str, x: Tensor) -> str:
         return TABLE[computation]['exported']
     # a symbol is on no device yet; on the meta device operations are only counted
     device = 'cpu' if isinstance(x, fx.Proxy) or x.device.type in ('cpu', 'meta') else 'gpu'
-    return TABLE[computation][f'{device} compiled' if is_compiling() else device]
+    if is_compiling():
+        return TABLE[computation][f'{device} compiled']
+    if device == 'gpu' and torch.are_deterministic_algorithms_enabled():
+        return TABLE[computation]['gpu deterministic']
+    return TABLE[computation][device]
 
 
 def is_exporting() -> bool:

@@ -11,7 +11,7 @@ from benchmarks import launcher
 @pytest.mark.parametrize('biased', [True, False])
 @pytest.mark.parametrize('task', launcher.TASKS)
 def test_cases_differ_in_the_backbone_alone(task, biased, tmp_path):
-    options = argparse.Namespace(task=task, data='data', batch=None, workers=0, iterations=5)
+    options = argparse.Namespace(task=task, data='data', batch=None, workers=0, iterations=5, size=[64, 96])
     cfg = Config.fromfile(launcher.write_config(tmp_path / 'case.py', options, biased))
     backbone = cfg.model.backbone
     if task == 'cifar':

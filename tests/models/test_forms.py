@@ -5,17 +5,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmsb.models import SBResNetCifar, forms
+from mmsb.models.forms import FORMS
 from mmsb.models.spatial_bias import Reduction, concatenate, conv_of_concat
-
-FORMS = {  # of each computation, those that the docstring of mmsb.models.forms lists
-    'pool': ('kernel', 'matrix'),
-    'upsample': ('kernel', 'matrix'),
-    'read': ('concat', 'padded', 'sum'),
-    'maps': ('weights', 'features'),
-    'gradients': ('views', 'copied'),
-}
 
 
 def test_the_table_and_its_docstring_name_these_forms():
@@ -71,14 +65,28 @@ def test_maps_in_the_type_of_the_weights_or_of_the_features(monkeypatch):
         assert out.is_contiguous(memory_format=dense)
 
 
-def test_networks_of_all_forms_are_equal(monkeypatch):
+def test_a_gpu_takes_the_plain_forms_unless_the_result_must_be_deterministic():
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 8, 8, device='cuda')
+    assert [forms.form_of(name, x) for name in ('pool', 'upsample')] == ['kernel', 'kernel']
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert [forms.form_of(name, x) for name in ('pool', 'upsample')] == ['matrix', 'matrix']
+        assert forms.form_of('pool', torch.empty(2, 3, 8, 8)) == 'kernel', 'on a CPU it is deterministic'
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def test_networks_of_all_forms_are_equal(device, monkeypatch):
     torch.manual_seed(0)
-    network = SBResNetCifar(11, base_channels=4).double()
-    images = torch.randn(3, 3, 20, 28, dtype=torch.double)
+    network = SBResNetCifar(11, base_channels=4).to(device).double()
+    images = torch.randn(3, 3, 20, 28, dtype=torch.double).to(device)
+    place = 'cpu' if device == 'cpu' else 'gpu'
     results = {}
     for chosen in itertools.product(*FORMS.values()):
         for computation, form in zip(FORMS, chosen, strict=True):
-            monkeypatch.setitem(forms.TABLE[computation], 'cpu', form)
+            monkeypatch.setitem(forms.TABLE[computation], place, form)
         out = network(images)[-1]
         results[chosen] = [out, *torch.autograd.grad(out.square().sum(), list(network.parameters()))]
     first = results.popitem()[1]
