@@ -6,16 +6,15 @@ python -m benchmarks.cifar100.report
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
-from scipy import stats
 
 from benchmarks.cifar100.budget import MILESTONES, RESULTS, ROOT
+from mmsb.analysis.paired import Paired
 from mmsb.analysis.report import check_folders, markdown
 from mmsb.engine.launcher import run_tool
 from mmsb.files import write_figure
@@ -56,22 +55,6 @@ def per_seed(found: dict[str, list[dict]]) -> str:
     return markdown(header, rows)
 
 
-def difference(records: Sequence[dict], plain: Sequence[dict], metric: str) -> tuple[float, float, float, int]:
-    """Compare the errors of a network with the plain one's, seed by seed.
-
-    Returns:
-        the mean difference in percentage points, negative if the network is better; the ends of its 95 % confidence
-        interval by Student's t distribution, NaN for fewer than two seeds; and the number of seeds that both have.
-    """
-    seeds = {record['seed']: record[metric] for record in plain}
-    pairs = [(record[metric], seeds[record['seed']]) for record in records if record['seed'] in seeds]
-    if len(pairs) < 2:
-        return (pairs[0][0] - pairs[0][1] if pairs else float('nan')), float('nan'), float('nan'), len(pairs)
-    ours, theirs = zip(*pairs, strict=True)
-    low, high = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    return statistics.fmean(ours) - statistics.fmean(theirs), float(low), float(high), len(pairs)
-
-
 def summary(found: dict[str, list[dict]]) -> str:
     """Make the table of means, standard deviations, and differences from the plain network."""
     rows = []
@@ -81,9 +64,9 @@ def summary(found: dict[str, list[dict]]) -> str:
             spread = f' ± {statistics.stdev(errors):.2f}' if len(errors) > 1 else ''
             cells = [name_of(records[0]), label, f'{statistics.fmean(errors):.2f}{spread}', str(len(errors)), '', '']
             if name != PLAIN and PLAIN in found:
-                mean, low, high, count = difference(records, found[PLAIN], metric)
-                cells[4] = f'{mean:+.2f} (n = {count})' if count else ''
-                cells[5] = f'{low:+.2f} to {high:+.2f}' if count > 1 else ''
+                paired = Paired.of(*({one['seed']: one[metric] for one in some} for some in (records, found[PLAIN])))
+                cells[4] = f'{paired.mean:+.2f} (n = {paired.n})' if paired.n else ''
+                cells[5] = f'{paired.low:+.2f} to {paired.high:+.2f}' if paired.n > 1 else ''
             rows.append(cells)
     header = ['network', 'of the last epoch', 'mean ± std, %', 'seeds', 'minus plain', '95 % interval']
     return markdown(header, rows)

@@ -154,9 +154,14 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _last(runs: Sequence[Run], metric: str) -> Value | None:
-    curves = [dict(curve) for run in runs if (curve := run.curve(metric))]
-    common = set.intersection(*map(set, curves)) if curves else ()
-    return Value.of([curve[max(common) if common else max(curve)] for curve in curves])
+    return Value.of([value for _, value in last_of_runs(runs, metric)])
+
+
+def last_of_runs(runs: Sequence[Run], metric: str) -> list[tuple[int | None, float]]:
+    """Return the seed and the value of each run that has a metric, at the last step that all of these have reached."""
+    curves = [(run.seed, dict(curve)) for run in runs if (curve := run.curve(metric))]
+    common = set.intersection(*(set(curve) for _, curve in curves)) if curves else ()
+    return [(seed, curve[max(common) if common else max(curve)]) for seed, curve in curves]
 
 
 def _best(runs: Sequence[Run], metric: str) -> Value | None:

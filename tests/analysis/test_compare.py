@@ -11,6 +11,7 @@ import pytest
 
 from mmsb.analysis.compare import UNSET, as_csv, as_json, compare, differing, metrics_of, table
 from mmsb.analysis.compare_page import mean_curve, plot, smooth, svg, write_page
+from mmsb.analysis.paired import table_of_differences
 from mmsb.analysis.run_logs import read_run
 
 CONFIG = """
@@ -295,6 +296,7 @@ def test_the_tool(tmp_path, run_tool):
                     'c.csv', cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert '| sb  | 0, 1  | 2 of 2 epochs | 70 ± 0' in done.stdout
+    assert '95 %' not in done.stdout  # there is nothing to compare it with
     assert (tmp_path / 'c.png').stat().st_size > 10_000
     assert json.loads((tmp_path / 'c.json').read_text())[0]['seeds'] == [0, 1]
     assert (tmp_path / 'c.csv').read_text().startswith('name,seeds,done,')
@@ -321,3 +323,14 @@ def test_a_metric_that_never_was_a_number(tmp_path):
     header, (cells,) = table([row], ['accuracy/top1'])
     assert cells[header.index('accuracy/top1')] == 'nan'
     assert as_json(row)['metrics']['accuracy/top1']['best'] is None
+
+
+def test_each_row_is_compared_with_the_first(tmp_path):
+    paths = [write_start(tmp_path / f'plain-{seed}', two_epochs(40.0, 45.0 + seed), seed=seed) for seed in (0, 1, 2)]
+    sb = zip((0, 1, 3), (50.0, 53.0, 99.0), strict=True)
+    paths += [write_start(tmp_path / f'sb-{seed}', two_epochs(1.0, last), seed=seed, bias='None') for seed, last in sb]
+    header, lines = table_of_differences(compare(paths), ['accuracy/top1'])
+    (cells,) = (dict(zip(header, line, strict=True)) for line in lines)  # 5 and 7
+    assert (cells['run'], cells['minus plain'], cells['seeds'], cells['tells']) == ('sb', '+6', '2', 'no')
+    assert cells['95 % interval'] == '-6.71 to +18.7'  # 6 -+ 12.7062 * sqrt(2) / sqrt(2)
+    assert cells['seeds to tell such'] == '3'  # 4.302653 * sqrt(2) / sqrt(3) = 3.5

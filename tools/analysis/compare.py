@@ -10,6 +10,7 @@ import logging
 
 from mmsb.analysis.compare import as_csv, as_json, compare, metrics_of, table
 from mmsb.analysis.compare_page import plot, write_page
+from mmsb.analysis.paired import table_of_differences
 from mmsb.analysis.report import check_folders, markdown, write_csv, write_json
 from mmsb.engine.launcher import run_tool
 from mmsb.options import choose
@@ -36,8 +37,9 @@ def main() -> None:
     for name in args.metrics or ():
         choose('--metrics', name, metrics)
     metrics = args.metrics or metrics
-    header, cells = table(rows, metrics)
-    print(markdown(header, [[cell.replace('|', '\\|') for cell in line] for line in cells]))
+    for header, lines in (table(rows, metrics), table_of_differences(rows, metrics)):
+        if lines:
+            print(markdown(header, [[cell.replace('|', '\\|') for cell in line] for line in lines]), end='\n\n')
     if args.plot:
         plot(rows, metrics, args.plot)
     if args.html:

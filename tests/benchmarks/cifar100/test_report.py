@@ -1,4 +1,4 @@
-"""The report of the trainings at a small budget: differences by seed, with the interval of a t table."""
+"""The report of the trainings at a small budget."""
 
 import json
 import math
@@ -26,23 +26,6 @@ def folder(tmp_path):
         for seed, top1 in enumerate(values):
             (tmp_path / f'{network}_seed{seed}.json').write_text(json.dumps(record(network, seed, top1, setting)))
     return tmp_path
-
-
-def test_the_difference_is_that_of_pairs(folder):
-    plain, other = report.read_records(folder).values()
-    mean, low, high, pairs = report.difference(other, plain, 'top1_error')
-    assert pairs == 3
-    assert mean == pytest.approx(-2)  # -1, -2, -3: a standard deviation of 1
-    assert (low, high) == pytest.approx((-2 - T_2 / math.sqrt(3), -2 + T_2 / math.sqrt(3)), rel=1e-5)
-
-
-def test_only_seeds_that_both_have_are_paired(folder):
-    plain, other = report.read_records(folder).values()
-    mean, low, high, pairs = report.difference(other[2:], plain, 'top1_error')
-    assert (mean, pairs) == (-3, 1)
-    assert math.isnan(low)
-    assert math.isnan(high)
-    assert report.difference(other[2:], plain[:1], 'top1_error')[3] == 0
 
 
 def test_tables_begin_with_the_plain_network(folder):
