@@ -13,7 +13,7 @@ measures each, forward and backward, eager and compiled, on any device; docs/spe
 | | padded | the same, with maps of zeros up to a multiple of 8 channels, as tensor cores like it |
 | | sum | the sum of two convolutions |
 | maps | weights | batch norms of the maps in NCHW and in the type of the weights, also under autocast |
-| | features | in the memory format and the type of the features |
+| | features | in the memory format and the type of the features; with another, a compiler makes a graph for each size |
 | gradients | views | of a concatenation in channels_last: views of some channels |
 | | copied | copies of them |
 """
@@ -32,7 +32,7 @@ TABLE = {
     'pool': dict(zip(PLACES, ('kernel', 'matrix', 'matrix', 'matrix', 'matrix'), strict=True)),
     'upsample': dict(zip(PLACES, ('matrix', 'kernel', 'matrix', 'kernel', 'kernel'), strict=True)),
     'read': dict(zip(PLACES, ('concat', 'concat', 'concat', 'concat', 'sum'), strict=True)),
-    'maps': dict(zip(PLACES, ('weights', 'weights', 'features', 'features', 'weights'), strict=True)),
+    'maps': dict(zip(PLACES, ('weights', 'features', 'features', 'features', 'weights'), strict=True)),
     'gradients': dict(zip(PLACES, ('copied', 'views', 'views', 'views', 'views'), strict=True)),
 }
 
