@@ -1,10 +1,11 @@
-"""What `--compile` compiles, by PyTorch's own compiler: values and gradients are those of eager parts, for all sizes."""
+"""What `--compile` compiles, by PyTorch's own compiler: its values and gradients are those of the eager part."""
 
 import copy
 import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from mmdet.models.necks import FPN
 from test_any_network import NETWORKS, biased, out, trained
@@ -52,7 +53,7 @@ class Neck(FPN):
     """MMDetection's neck, for the maps of a pyramid that it makes of its input."""
 
     def forward(self, x):
-        return super().forward((x, x[..., ::2, ::2]))
+        return super().forward((x, F.avg_pool2d(x, 2)))
 
 
 def shortcut(channels):
@@ -106,7 +107,7 @@ BLOCKS = {  # a context block of 16 channels, or a layer in its place; what the 
     'GE': (lambda: build('GE', 16, extent=TWO_SIZES[0]), ''),
     'ReducedNL': (lambda: build('ReducedNL', 16, pool_size=3), ''),
     'NL': (lambda: build('NL', 16), 'truth value'),
-    'BAT': (lambda: build('BAT', 16, block_size=2, drop_rate=0.0), 'truth value'),
+    'BAT': (lambda: nn.Sequential(shortcut(16), build('BAT', 16, block_size=2, drop_rate=0.0)), 'truth value'),
     'DCN': (lambda: DeformConv2dPack(16, 8, 3, padding=1), 'resize_'),
     'DCNv2': (lambda: ModulatedDeformConv2dPack(16, 8, 3, padding=1), ''),
 }
@@ -131,22 +132,22 @@ def check_said(said, reason):
         assert len(line) < 500
 
 
-COMPILED = ('convnext.ConvNeXtBlock', 'inception_next.MetaNeXtBlock', 'regnet.Bottleneck')
+COMPILED = 'timm.models.convnext.ConvNeXtBlock'  # the one with other norms
 
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_a_block_of_timm_compiles_or_stays_eager(kind, said, monkeypatch):
-    """Some by the whole compiler; the others by all of it but the last steps, which write and compile C++."""
-    if not kind.endswith(COMPILED):
+    """One by the whole compiler; the others by all of it but the last steps, which take half a minute for each."""
+    if kind != COMPILED:
         compile = torch.compile
         monkeypatch.setattr(
             torch, 'compile',
             lambda *args, options, **others: compile(*args, backend='aot_eager_decomp_partition', **others),
         )  # fmt: skip
     block, channels = block_of_timm(kind)
-    compare(block, [(2, channels, *size) for size in TWO_SIZES])
-    check_said(said, '')
+    compare(block, [(2, channels, *TWO_SIZES[0])])
+    assert said == []
 
 
 def block_of_timm(kind):
