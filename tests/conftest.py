@@ -47,6 +47,12 @@ def demo_data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _compiled_code(tmp_path_factory):
+    """Keep the compiler's files of one session apart, so that a killed test leaves none half-written for the next."""
+    os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(tmp_path_factory.mktemp('compiled'))
+
+
 @pytest.fixture
 def arena(demo_data, tmp_path) -> Path:
     """Folder with the data, for the trainings of `chaos.victim`."""

@@ -5,13 +5,30 @@ python tools/train.py configs/cifar100/sb-resnet38_b64-300e_cifar100.py --seed 1
 
 import os
 import signal
+import sys
+from importlib.util import find_spec
+from runpy import run_path
+
+guards: list = []  # the hooks to which the signals belong from the first iteration on
 
 
 def leave(number: int, _frame) -> None:
     """Answer a signal before the training: nothing is lost yet. A default handler would not tell it from a crash."""
-    if os.environ.get('RANK', '0') == '0':
-        os.write(2, f'stopped by {signal.Signals(number).name}, nothing to save: start again with --resume\n'.encode())
-    os._exit(75)
+    name = signal.Signals(number).name
+    if any(guard.begun and name in guard.signals for guard in guards):
+        return  # the training has ended, and all that is left is to end
+    ends = sys.modules.get('mmsb.engine.ends')
+    loaded = hasattr(ends, 'wait_for_others')  # else mmsb is still being imported
+    if loaded:
+        first, code = ends.ends_first(75)
+    else:
+        folder = find_spec('mmsb').submodule_search_locations[0]
+        first, code = run_path(f'{folder}/engine/rank.py')['rank_in_environment']() == 0, 75
+    if first:
+        os.write(2, f'stopped by {name}, nothing to save: start again with --resume\n'.encode())
+    if loaded:
+        ends.wait_for_others()
+    os._exit(code)
 
 
 for name in ('SIGTERM', 'SIGUSR1'):  # before the imports, which take seconds
@@ -25,6 +42,7 @@ from mmengine.config import Config
 
 from mmsb.engine import fast
 from mmsb.engine.data_check import stop_on_bad_data
+from mmsb.engine.guard import GuardHook
 from mmsb.engine.launcher import build_runner, check_before_run, common_parser, load_config, run_tool
 from mmsb.engine.safety import add_safety
 from mmsb.engine.start import WorkDir, decide_as_stock
@@ -79,6 +97,7 @@ def main() -> None:
         return
     with work_dir as start:
         runner = build_runner(cfg)
+        guards.extend(hook for hook in runner.hooks if isinstance(hook, GuardHook))
         runner.run_id = start.run
         runner.train()
 

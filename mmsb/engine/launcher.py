@@ -6,17 +6,13 @@ The dumped config shows everything that is added. Precedence: config < flags < `
 import argparse
 import contextlib
 import copy
-import logging
 import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mmengine.logging
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -27,14 +23,14 @@ from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
 from mmsb.datasets.test_set import class_names
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
-from mmsb.options import check_keys, one_line
+from mmsb.options import check_keys
 
 from . import fast, log_to
 from .cfg_options import KeyValues, apply_options
 from .dry_run import check_config, dry_run, known_keys
-from .processes import first_process_decides, is_restart, rank_in_environment, start_processes, warn, world_size
+from .ends import end
+from .processes import first_process_decides, is_restart, start_processes, take_device, warn, world_size
 from .safety import RUNNER, add_hook, is_stock, output_folders
-from .stops import EXIT_PREEMPTED, RunStopped
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -90,6 +86,9 @@ def load_config(
         raise FileNotFoundError(f'config {args.config!r} does not exist')
     if not args.config.endswith(('.py', '.json', '.yaml', '.yml')):
         raise ValueError(f'config {args.config!r} is not a config: it must end in .py, .json, .yaml or .yml')
+    if 'launcher' in args.cfg_options:  # read before the config: it decides which process this is
+        raise ValueError(f'launcher is no key of --cfg-options: use --launcher {args.cfg_options["launcher"]}')
+    take_device(args.launcher)
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -245,31 +244,16 @@ def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; report a failure as one line on stderr, with exit code 1 or that of the `RunStopped`.
 
     The traceback goes to the run's log, and is printed too if `MMSB_TRACEBACK` is set in the environment. In a
-    distributed run the first process reports. Once the process group is up, the others also report, with tracebacks:
-    they have no log, and the failure may be theirs alone.
+    distributed run, the process that fails first reports: the others can only tell that it is gone. Each ends without
+    waiting for another.
     """
-    rank = rank_in_environment()
     try:
         with _without_notice_of_onedl():
             main()
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
-    except RunStopped as stop:
-        if rank == 0:
-            print(f'error: {stop}' if stop.exit_code != EXIT_PREEMPTED else stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except Exception as error:  # the top of the process: every error is reported, as one line
-        begun = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if os.environ.get('MMSB_TRACEBACK') or (rank and begun):
-            traceback.print_exc()
-        log = _log_traceback()
-        if rank == 0 or begun:
-            process = f' (process {rank})' if rank else ''
-            print(f'error{process}: {one_line(error)}' + (f' (traceback in {log})' if log else ''), file=sys.stderr)
-        sys.exit(1)
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # the top of the process: each is reported, as one line
+        end(error)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -286,17 +270,3 @@ def _without_notice_of_onedl() -> Iterator[None]:
         yield
     finally:
         mmengine.logging.print_log = print_log
-
-
-def _log_traceback() -> str | None:
-    """Write the current traceback to the run's log file and return its path, or None if there is no log file yet."""
-    loggers = list(MMLogger._instance_dict.values())
-    for handler in loggers[-1].handlers if loggers else []:
-        if isinstance(handler, logging.FileHandler):
-            try:
-                handler.stream.write(traceback.format_exc())
-                handler.flush()
-            except OSError:  # the disk is full, for example
-                return None
-            return handler.baseFilename
-    return None

@@ -1,5 +1,6 @@
 """Sets up the processes of a distributed run."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,8 +14,37 @@ from mmengine.dist import init_dist
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.distributed import distributed_c10d
 
+from .rank import VARIABLES, rank_in_environment
+from .stops import RunStopped
+
 PATIENCE = timedelta(days=7)  # how long the other processes wait for a decision of the first one
 T = TypeVar('T')
+
+
+def take_device(launcher: str) -> None:
+    """Make the GPU of this process the current one, the same that `init_dist` will choose; call it before CUDA is used.
+
+    A process that uses CUDA without it takes memory of the first GPU, which belongs to another process.
+
+    Raises:
+        ValueError: this process has no GPU of its own.
+    """
+    if launcher not in VARIABLES or not torch.cuda.is_available():
+        return
+    count, variable = torch.cuda.device_count(), VARIABLES[launcher][1]
+    number = os.environ.get(variable, '')
+    if not number and launcher == 'slurm':
+        number = str(rank_in_environment() % count)
+    if not number.isdecimal():
+        raise ValueError(
+            f'--launcher {launcher} needs {variable}, the number of the process on its node, got {number!r}'
+        )
+    if int(number) >= count:
+        raise ValueError(
+            f'process {number} of this node has no GPU of its own: {count} visible ({variable}={number}); '
+            'start one process per GPU, and let each see all GPUs of its node'
+        )
+    torch.cuda.set_device(int(number))
 
 
 def start_processes(cfg: Config) -> None:
@@ -40,25 +70,28 @@ def start_processes(cfg: Config) -> None:
 def first_process_decides(cfg: Config, decide: Callable[[], T]) -> T:
     """Return in all processes of a run what `decide` returns in the first one, which alone calls it.
 
-    If it raises there, the others exit with 1, since the first one reports why. They wait in a separate process group,
-    because the decision may take longer than the run's timeout of 10 to 30 minutes. The group uses gloo, so no GPU is
-    kept waiting.
+    If it raises there, the others exit with the same code, since the first one reports why. They wait in a separate
+    process group, because the decision may take longer than the run's timeout of 10 to 30 minutes. The group uses gloo,
+    so no GPU is kept waiting.
     """
     start_processes(cfg)
     if not torch.distributed.is_initialized():
         return decide()
     waiting = torch.distributed.new_group(backend='gloo', timeout=PATIENCE)
-    answer = [None]  # a tuple around the decision, once there is one
+    answer = [None]  # the decision, and the exit code if there is none
     if torch.distributed.get_rank() == 0:
         try:
-            answer = [(decide(),)]
-        finally:
-            torch.distributed.broadcast_object_list(answer, src=0, group=waiting)
-    else:
-        torch.distributed.broadcast_object_list(answer, src=0, group=waiting)
-    if answer[0] is None:
-        sys.exit(1)
-    return answer[0][0]
+            answer = [(decide(), None)]
+        except BaseException as error:
+            answer = [(None, error.exit_code if isinstance(error, RunStopped) else 1)]
+            with contextlib.suppress(RuntimeError):  # another process has ended: this error is the one to report
+                torch.distributed.broadcast_object_list(answer, src=0, group=waiting)
+            raise
+    torch.distributed.broadcast_object_list(answer, src=0, group=waiting)
+    decision, code = answer[0]
+    if code is not None:
+        sys.exit(code)
+    return decision
 
 
 def _slurm_variables(port: int | None) -> dict[str, str]:
@@ -77,9 +110,9 @@ def _slurm_variables(port: int | None) -> dict[str, str]:
     )
 
 
-def rank_in_environment() -> int:
-    """Return the rank of this process from the launcher's variables, before the process group exists."""
-    return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+def rank() -> int:
+    """Return the number of this process in the run, also where a rehearsal hides the others."""
+    return distributed_c10d.get_rank() if distributed_c10d.is_initialized() else rank_in_environment()
 
 
 def world_size() -> int:
@@ -89,7 +122,7 @@ def world_size() -> int:
 
 def warn(text: str) -> None:
     """Print a warning line, in the first process only."""
-    if rank_in_environment() == 0:
+    if rank() == 0:
         print(f'warning: {text}', file=sys.stderr, flush=True)
 
 

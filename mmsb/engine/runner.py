@@ -1,10 +1,11 @@
 """MMEngine's runner, extended to resume a run exactly and to load checkpoints without running code from them."""
 
 import copy
+import logging
 from collections.abc import Mapping
 
 import torch
-from mmengine.dist import all_gather_object, get_rank
+from mmengine.dist import all_gather_object, gather_object, get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -52,13 +53,20 @@ class SafeRunner(Runner):
         return loader
 
     def build_logger(self, *args, **kwargs):
-        """Build the logger; from now on, nothing that can't be logged ends the run."""
+        """Build the logger; from now on, nothing that can't be logged ends the run.
+
+        Processes other than the first have a file of their own, which begins with their first error.
+        """
         for loader in (self._train_dataloader, self._val_dataloader, self._test_dataloader):
             if isinstance(loader, DataLoader):
                 self.build_dataloader(loader)
         self._turns = Turns()
         self._lost = Lost()
         logger = super().build_logger(*args, **kwargs)
+        if self.rank:
+            file = logging.FileHandler(f'{self._log_dir}/{self.timestamp}_process{self.rank}.log', delay=True)
+            file.setLevel(logging.ERROR)
+            logger.addHandler(file)
         self._lost.guard_logger(logger)
         return logger
 
@@ -187,6 +195,7 @@ class SafeRunner(Runner):
         if is_local(out_dir, backend_args, file_client_args):
             backend_args, file_client_args = OWN_BACKEND, None
         error = None
+        self.call_hook('before_save')  # of our hooks
         with self._turns.settled(self):
             if 'before_run' in self._turns.names and self._has_begun:
                 self._init_model_weights()
@@ -255,7 +264,7 @@ class SafeRunner(Runner):
             place, states = loop.snapshot(stepped=_STEPPED in names, redo_validation=redo)
         return dict(
             place=place,
-            processes=all_gather_object(dict(rng=states, gradients=self._partial_gradients())),
+            processes=gather_object(dict(rng=states, gradients=self._partial_gradients())),  # the first one writes
             hooks=hook_states.collect(self, self._hooks_before),
             new_parts={
                 name: list(module.new_parts)

@@ -12,8 +12,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmsb.options import one_line
 from mmsb.registry import HOOKS
+
+from .fast import reason_of
 
 
 @HOOKS.register_module()
@@ -108,7 +109,10 @@ def _compile(part: nn.Module, *, dynamic: bool, name: str = 'part') -> None:
     no training that would run without it.
     """
     eager = part.forward
-    compiled = torch.compile(eager, dynamic=dynamic, fullgraph=True)
+    # To choose the memory format of a convolution's backward pass by itself, the compiler would read the sizes of the
+    # images, and make a graph for each.
+    options = dict(force_layout_optimization=True) if dynamic else None
+    compiled = torch.compile(eager, dynamic=dynamic, fullgraph=True, options=options)
     known = ('TorchDynamoException', 'FailOnRecompileLimitHit')  # the second is not in every PyTorch
     failures = tuple(getattr(torch._dynamo.exc, one) for one in known if hasattr(torch._dynamo.exc, one))
     works = True
@@ -121,7 +125,7 @@ def _compile(part: nn.Module, *, dynamic: bool, name: str = 'part') -> None:
                     return compiled(*args, **kwargs)
             except failures as error:
                 works = False
-                text = f'{name} cannot be compiled as one graph, and stays eager: {one_line(error)}'
+                text = f'{name} cannot be compiled as one graph, and stays eager: {reason_of(error)}'
                 print_log(text, 'current', logging.WARNING)
         return eager(*args, **kwargs)
 

@@ -19,7 +19,7 @@ from mmsb.options import one_line
 
 from . import resumed_settings
 from .lock import WorkDirLock
-from .processes import first_process_decides, is_restart, rank_in_environment
+from .processes import first_process_decides, is_restart
 from .safety import filename_template, output_folders, saves_locally
 from .stops import EXIT_NOT_SAVED, RunStopped
 
@@ -127,38 +127,39 @@ class WorkDir:
 
     def __enter__(self) -> Start:
         """Take the work dir, describe the run in it, and set aside the checkpoints that don't lead to its start."""
-        if self.start.path is None:
-            self.start = Start(None, secrets.token_hex(8))
-        if rank_in_environment() == 0:
-            cfg = self._cfg
-            try:
-                probe(cfg.work_dir, 0)
-                self._lock.take(create=True)
-                self._lock.begin(self.start.run, os.environ.get(LAUNCH))
-                for path in set_aside(self._strangers()):
-                    print(f'set aside: {path}', flush=True)
-            except OSError as error:
-                raise RunStopped(f'work_dir {cfg.work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
+        self.start = first_process_decides(self._cfg, self._take)
         return self.start
+
+    def _take(self) -> Start:
+        start = self.start if self.start.path else Start(None, secrets.token_hex(8))
+        cfg = self._cfg
+        try:
+            probe(cfg.work_dir, 0)
+            self._lock.take(create=True)
+            self._lock.begin(start.run, os.environ.get(LAUNCH))
+            for path in set_aside(self._strangers(start)):
+                print(f'set aside: {path}', flush=True)
+        except OSError as error:
+            raise RunStopped(f'work_dir {cfg.work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
+        return start
 
     def __exit__(self, kind, error, traceback) -> None:
         work_dir = self._cfg.work_dir
-        if rank_in_environment() == 0:
-            try:
-                self._lock.end()
-            except OSError as problem:  # another host will wait for a sign of life
-                print(f'the lock of {work_dir!r} could not be released: {one_line(problem)}', flush=True)
+        try:
+            self._lock.end()  # only the first process has it
+        except OSError as problem:  # another host will wait for a sign of life
+            print(f'the lock of {work_dir!r} could not be released: {one_line(problem)}', flush=True)
         file = getattr(error, 'filename', None)
         inside = isinstance(file, str) and Path(file).absolute().is_relative_to(Path(work_dir).absolute())
         if isinstance(error, OSError) and (inside or error.errno in NO_ROOM):
             raise RunStopped(f'work_dir {work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
 
-    def _strangers(self) -> list[str]:
+    def _strangers(self, start: Start) -> list[str]:
         """List the checkpoints in the output folders of other runs and of another future of this run.
 
         A file that the config names is not listed: the training starts from it.
         """
-        cfg, start = self._cfg, self.start
+        cfg = self._cfg
         stored, _ = list_checkpoints(output_folders(cfg), filename_template(cfg), best=True)
         done = int(load_checkpoint(start.path, keep=True)['meta']['iter']) if start.path else 0
         strange = [one.path for one in stored if one.run != start.run or one.iteration > done]

@@ -6,6 +6,7 @@ The codes are the closest ones in sysexits.h.
 EXIT_NOT_FINITE = 65  # EX_DATAERR: the loss or the gradient is NaN or infinite
 EXIT_NOT_SAVED = 74  # EX_IOERR: the checkpoints can't be written
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped by a signal; restart with --resume
+SIGNALS = ('SIGTERM', 'SIGUSR1')  # those that stop a training
 
 
 class RunStopped(Exception):  # noqa: N818  (not always an error)

@@ -13,7 +13,7 @@ measures each, forward and backward, eager and compiled, on any device; docs/spe
 | | padded | the same, with maps of zeros up to a multiple of 8 channels, as tensor cores like it |
 | | sum | the sum of two convolutions |
 | maps | weights | batch norms of the maps in NCHW and in the type of the weights, also under autocast |
-| | features | in the memory format and the type of the features |
+| | features | in the memory format and the type of the features; with another, a compiler makes a graph for each size |
 | gradients | views | of a concatenation in channels_last: views of some channels |
 | | copied | copies of them |
 """
@@ -35,7 +35,7 @@ TABLE = {
     'pool': dict(zip(PLACES, ('kernel', 'matrix', 'kernel', 'matrix', 'matrix', 'matrix'), strict=True)),
     'upsample': dict(zip(PLACES, ('matrix', 'kernel', 'kernel', 'matrix', 'kernel', 'kernel'), strict=True)),
     'read': dict(zip(PLACES, ('concat', 'concat', 'concat', 'concat', 'concat', 'sum'), strict=True)),
-    'maps': dict(zip(PLACES, ('weights', 'weights', 'features', 'features', 'features', 'weights'), strict=True)),
+    'maps': dict(zip(PLACES, ('weights', 'features', 'features', 'features', 'features', 'weights'), strict=True)),
     'gradients': dict(zip(PLACES, ('copied', 'views', 'views', 'views', 'views', 'views'), strict=True)),
 }
 
@@ -46,11 +46,9 @@ def form_of(computation: str, x: Tensor) -> str:
         return TABLE[computation]['exported']
     # a symbol is on no device yet; on the meta device operations are only counted
     device = 'cpu' if isinstance(x, fx.Proxy) or x.device.type in ('cpu', 'meta') else 'gpu'
-    if is_compiling():
-        return TABLE[computation][f'{device} compiled']
     if device == 'gpu' and torch.are_deterministic_algorithms_enabled():
         return TABLE[computation]['gpu deterministic']
-    return TABLE[computation][device]
+    return TABLE[computation][f'{device} compiled' if is_compiling() else device]
 
 
 def is_exporting() -> bool:

@@ -52,16 +52,8 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
 @in_float32()
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Keep the best of the boxes that overlap by more than a threshold: (n, 4), (n) -> indices by descending score."""
-    iou_threshold = as_float32(iou_threshold)
-    if offset == 0:
-        return torchvision.ops.nms(boxes, scores, iou_threshold)
-    rest = scores.argsort(descending=True, stable=True)
-    kept = []
-    while len(rest):
-        best, rest = rest[0], rest[1:]
-        kept.append(best)
-        rest = rest[~(ious_of(boxes[best], boxes[rest], offset) > iou_threshold)]
-    return torch.stack(kept) if kept else rest
+    corners = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], 1)
+    return torchvision.ops.nms(corners, scores, as_float32(iou_threshold))
 
 
 @in_float32('dets')

@@ -225,6 +225,8 @@ def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, a
     # Imported late, since mmcv.ops itself loads this module.
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
+    if isinstance(spatial_shapes, Tensor):  # mmcv would read each number of a tensor, several times
+        spatial_shapes = spatial_shapes.tolist()
     return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
 
 

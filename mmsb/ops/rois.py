@@ -4,7 +4,6 @@ Shapes: B batch, C channels, H x W features, R regions, each (image index, x1, y
 output is (R, C, h, w). Average RoIAlign calls torchvision's kernel; the rest loops over the regions, exact but slow.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -90,19 +89,19 @@ def _sample_points(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield, for each region, its image index and the rows (h, samples) and columns (w, samples) of its samples."""
     shift = 0.5 if aligned else 0.0
-    for roi in rois:
-        start = roi[1:3] * scale - shift  # x, y
-        extent = roi[3:] * scale - shift - start
-        if not aligned:
-            extent = extent.clamp(min=1)
+    starts = rois[:, 1:3] * scale - shift  # (R, 2): x, y
+    extents = rois[:, 3:] * scale - shift - starts
+    if not aligned:
+        extents = extents.clamp(min=1)
+    starts, lengths = starts.flip(1), torch.stack([extents[:, 1] / size[0], extents[:, 0] / size[1]], 1)
+    samples = lengths.ceil().clamp(min=0) if sampling_ratio <= 0 else torch.full_like(lengths, sampling_ratio)
+    for r, (image, *counts) in enumerate(torch.cat([rois[:, :1], samples], 1).long().tolist()):  # read back only here
         points = []
-        for first, length, bins in zip(start.flip(0), extent.flip(0), size, strict=True):
-            bin_length = length / bins
-            samples = sampling_ratio if sampling_ratio > 0 else max(0, math.ceil(bin_length.item()))
-            steps = torch.arange(samples, device=roi.device, dtype=roi.dtype) + 0.5
-            edges = first + torch.arange(bins, device=roi.device, dtype=roi.dtype) * bin_length
-            points.append(edges[:, None] + steps * bin_length / samples)
-        yield int(roi[0]), *points
+        for first, length, bins, count in zip(starts[r], lengths[r], size, counts, strict=True):
+            steps = torch.arange(count, device=rois.device, dtype=rois.dtype) + 0.5
+            edges = first + torch.arange(bins, device=rois.device, dtype=rois.dtype) * length
+            points.append(edges[:, None] + steps * length / count)
+        yield image, *points
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -148,25 +147,33 @@ def roi_pool_forward(
     argmax.fill_(-1)
     height, width = input.shape[-2:]
     corners = torch.stack([rois[:, 1], rois[:, 2], rois[:, 3] + 1, rois[:, 4] + 1], 1) * spatial_scale
-    for r, (image, (x1, y1, x2, y2)) in enumerate(zip(rois[:, 0].long().tolist(), corners, strict=True)):
-        if x2 <= x1 or y2 <= y1:
+    firsts, lasts = corners.split(2, 1)  # x, y
+    rows = _bins(firsts[:, 1:], lasts[:, 1:], pooled_height, height)
+    columns = _bins(firsts[:, :1], lasts[:, :1], pooled_width, width)
+    full = (lasts > firsts).all(1)
+    table = torch.cat([full[:, None], rois[:, :1], rows, columns], 1).long().tolist()  # read back only here
+    for r, (is_full, image, *edges) in enumerate(table):
+        if not is_full:
             continue
-        rows, columns = _bins(y1, y2, pooled_height, height), _bins(x1, x2, pooled_width, width)
-        for i, (top, bottom) in enumerate(rows):
-            for j, (left, right) in enumerate(columns):
+        rows, columns = edges[: 2 * pooled_height], edges[2 * pooled_height :]
+        for i, (top, bottom) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+            for j, (left, right) in enumerate(zip(columns[::2], columns[1::2], strict=True)):
                 if top < bottom and left < right:
                     best, at = input[image, :, top:bottom, left:right].flatten(1).max(1)
                     output[r, :, i, j] = best
                     argmax[r, :, i, j] = (top + at // (right - left)) * width + left + at % (right - left)
 
 
-def _bins(start: Tensor, end: Tensor, bins: int, limit: int) -> list[tuple[int, int]]:
-    """Split a range into bins, as (first, one past the last) pixel; neighbours may overlap by one pixel."""
-    steps = torch.arange(bins, device=start.device, dtype=start.dtype)
-    length = (end - start) / bins
-    firsts = (steps * length + start).floor().clamp(0, limit).int().tolist()
-    lasts = ((steps + 1) * length + start).ceil().clamp(0, limit).int().tolist()
-    return list(zip(firsts, lasts, strict=True))
+def _bins(starts: Tensor, ends: Tensor, bins: int, limit: int) -> Tensor:
+    """Split ranges, (R, 1) each, into bins; neighbours may overlap by one pixel.
+
+    Returns:
+        (R, 2 * bins): of each bin in turn, the first pixel and one past the last.
+    """
+    steps = torch.arange(bins, device=starts.device, dtype=starts.dtype)
+    lengths = (ends - starts) / bins
+    firsts, lasts = steps * lengths + starts, (steps + 1) * lengths + starts
+    return torch.stack([firsts.floor(), lasts.ceil()], 2).clamp(0, limit).flatten(1)
 
 
 @in_float32('grad_input')

@@ -194,7 +194,7 @@ def test_groups_of_another_kind_are_refused(arena):
 def test_one_graph_for_all_sizes(monkeypatch, network, dynamic, shapes, graphs):
     torch._dynamo.reset()
     counter, compile = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda *args, **options: compile(*args, backend=counter, **options))
+    monkeypatch.setattr(torch, 'compile', lambda *args, options, **others: compile(*args, backend=counter, **others))
     part = network()
     names = list(part.state_dict())
     plain = part.forward
@@ -226,7 +226,7 @@ class _Branches(nn.Module):
 def test_what_cannot_be_one_graph_stays_eager(part, sizes, compiled, monkeypatch):
     torch._dynamo.reset()
     counter, compile, said = CompileCounter(), torch.compile, []
-    monkeypatch.setattr(torch, 'compile', lambda *args, **options: compile(*args, backend=counter, **options))
+    monkeypatch.setattr(torch, 'compile', lambda *args, options, **others: compile(*args, backend=counter, **others))
     monkeypatch.setattr(speed, 'print_log', lambda text, *_: said.append(text))
     part = part().train()
     speed._compile(part, dynamic=False, name='backbone')
@@ -265,31 +265,147 @@ def test_bad_input_is_one_line_and_writes_nothing(arena, args, says):
     assert not (arena / 'run').exists()
 
 
+DEVICES = {  # as get_device names them, and whether they compute in bf16
+    'cuda': ('cuda', True), 'older cuda': ('cuda', False), 'cpu': ('cpu', True), 'older cpu': ('cpu', False),
+    **{name: (name, False) for name in ('npu', 'mlu', 'musa', 'mps', 'dipu', 'one of tomorrow')},
+}  # fmt: skip
+ON_GPU = ('channels_last', 'fused', 'compile', 'cudnn_benchmark')
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Return a function that makes `fast` see a device, with fused optimizers and a compiler that works or not."""
+
+    def see(name: str, failure: str = '') -> None:
+        device, has_bf16 = DEVICES[name]
+        monkeypatch.setattr(fast, 'get_device', lambda: device)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (8, 0) if has_bf16 else (7, 5))
+        if device == 'cpu':
+            monkeypatch.setattr(fast, '_bf16_pays', lambda: has_bf16)
+        monkeypatch.setattr(fast, '_can_fuse', lambda optimizer: True)
+        monkeypatch.setattr(fast, '_failure_of_compiler', lambda: failure)
+
+    return see
+
+
+def write_flags(flags: str = '--fast', wrapper: dict | None = None, **keys) -> Config:
+    """Write flags into a config with some keys, and complete it as the launcher does."""
+    parser = argparse.ArgumentParser()
+    fast.add_flags(parser)
+    model = dict(backbone={}, head={}, data_preprocessor=dict(size=(8, 8)))
+    wrapper = {'type': 'OptimWrapper', 'optimizer': dict(type='SGD', lr=0.1), **(wrapper or {})}
+    cfg = Config(dict(model=model, optim_wrapper=wrapper, default_scope='mmpretrain') | keys)
+    fast.apply_flags(cfg, parser.parse_args(flags.split()))
+    fast.add_hook(cfg)
+    return cfg
+
+
 @pytest.mark.parametrize(
-    ('device', 'amp', 'wrapper'),
+    ('name', 'flags', 'expected'),
     [
-        ('gpu with bf16', 'auto', fast.BF16),
-        ('gpu without', 'auto', fast.FP16),
-        ('gpu without', 'bf16', fast.BF16),
-        ('cpu', 'auto', fast.BF16),
-        ('cpu without', None, 'OptimWrapper'),
-        ('cpu', None, fast.BF16),
-        ('gpu without', None, fast.FP16),
+        ('cuda', '--amp', fast.BF16), ('older cuda', '--amp', fast.FP16), ('older cuda', '--amp bf16', fast.BF16),
+        ('cpu', '--amp', fast.BF16), ('older cpu', '--amp', fast.BF16), ('npu', '--amp', fast.FP16),
+        ('cpu', '--fast --amp bf16', fast.BF16), ('cuda', '--fast --amp fp16', fast.FP16),
+    ],
+)  # fmt: skip
+def test_precision_that_is_asked_for(device, name, flags, expected):
+    device(name)
+    cfg = write_flags(flags, dict(type=fast.FP16, loss_scale=8.0))
+    assert cfg.optim_wrapper.type == expected
+    assert ('loss_scale' in cfg.optim_wrapper) == (expected == fast.FP16)
+    fast.check_device(cfg)
+
+
+@pytest.mark.parametrize(
+    ('name', 'precision', 'chosen'),
+    [
+        ('cuda', 'bf16', ON_GPU),
+        ('older cuda', 'fp16', ON_GPU),
+        ('cpu', 'bf16', ('channels_last', 'fused', 'freed memory')),
+        ('older cpu', 'fp32', ('channels_last', 'fused', 'freed memory')),
+        ('npu', 'fp16', ()),
+        ('mlu', 'fp16', ()),
+        ('musa', 'fp16', ()),
+        ('mps', 'fp32', ('fused',)),
+        ('dipu', 'fp32', ()),
+        ('one of tomorrow', 'fp32', ()),
     ],
 )
-def test_precision_by_device(monkeypatch, device, amp, wrapper):
-    monkeypatch.setattr(fast, 'get_device', lambda: 'cuda' if 'gpu' in device else 'cpu')
-    monkeypatch.setattr(fast, '_bf16_pays', lambda: 'without' not in device)
-    monkeypatch.setattr(fast, '_can_fuse', lambda optimizer: False)
-    cfg = Config(dict(
-        model=dict(backbone={}, head={}), optim_wrapper=dict(type='AmpOptimWrapper', loss_scale=8.0, optimizer={})
-    ))  # fmt: skip
-    if wrapper == 'OptimWrapper':
-        cfg.optim_wrapper = dict(type=wrapper, optimizer={})
-    fast.apply_flags(cfg, argparse.Namespace(amp=amp, fast=amp is None, channels_last=False, compile=False))
-    assert cfg.optim_wrapper.type == wrapper
-    assert ('loss_scale' in cfg.optim_wrapper) == (wrapper == fast.FP16)
-    assert (cfg.get('compile_parts') == ['backbone']) == (amp is None and 'gpu' in device)
+def test_fast_picks_what_works_on_the_device_and_says_so(device, capsys, monkeypatch, name, precision, chosen):
+    device(name)
+    kept = []
+    monkeypatch.setattr(fast, '_keep_freed_memory', lambda: kept.append(True))
+    cfg = write_flags()
+    assert capsys.readouterr().out == f'--fast on {DEVICES[name][0]}: {", ".join((precision, *chosen))}\n'
+    wrappers = dict(fp32='OptimWrapper', bf16=fast.BF16, fp16=fast.FP16)
+    assert cfg.optim_wrapper.type == wrappers[precision]
+    found = dict(
+        channels_last=cfg.get('channels_last'), fused=cfg.optim_wrapper.optimizer.get('fused'),
+        compile=cfg.get('compile_parts'), cudnn_benchmark=(cfg.get('env_cfg') or {}).get('cudnn_benchmark'),
+    )  # fmt: skip
+    assert {key for key, value in found.items() if value} | ({'freed memory'} if kept else set()) == {*chosen}
+    fast.check_device(cfg)
+
+
+@pytest.mark.parametrize('name', ['mps', 'dipu'])
+@pytest.mark.parametrize('flags', ['--amp', '--amp bf16', '--amp fp16'])
+def test_mixed_precision_that_mmengine_lacks_is_one_line(device, name, flags):
+    device(name)
+    with pytest.raises(ValueError, match=f'is mixed precision, which MMEngine lacks on {name}: .* no --amp$'):
+        fast.check_device(write_flags(flags))
+
+
+def test_fast_without_a_compiler_does_not_compile(device, capsys):
+    device('cuda', failure='Cannot find a working triton installation')
+    cfg = write_flags()
+    assert 'compile_parts' not in cfg
+    said = capsys.readouterr()
+    assert 'compile' not in said.out
+    assert said.err.startswith('warning: --fast does not compile, because there is no working compiler: Cannot find')
+    assert said.err.count('\n') == 1
+    fast.check_device(cfg)
+    for flags in ('--compile', '--fast --compile'):
+        with pytest.raises(ValueError, match=r'^compile_parts \(--compile\) needs a working compiler: Cannot find'):
+            fast.check_device(write_flags(flags))
+
+
+def test_fast_leaves_what_it_does_not_know(device):
+    device('cuda')
+    cfg = write_flags(wrapper=dict(type='ApexOptimWrapper'), compile=True)  # MMEngine's own, of the whole step
+    assert cfg.optim_wrapper.type == 'ApexOptimWrapper'
+    assert 'compile_parts' not in cfg
+
+
+@pytest.mark.parametrize(
+    ('keys', 'expected'),
+    [
+        ({}, True),
+        (dict(env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(opencv_num_threads=0))), True),
+        (dict(default_scope='mmseg'), True),
+        (dict(default_scope='mmseg', model=dict(backbone={}, data_preprocessor=dict(size_divisor=32))), None),
+        (dict(default_scope='mmseg', model=dict(backbone={}), data_preprocessor=dict(size=(8, 8))), True),
+        (dict(default_scope='mmdet'), None),
+        (dict(default_scope='mmdet', env_cfg=dict(cudnn_benchmark=False)), False),
+        (dict(default_scope='mmdet', env_cfg=dict(cudnn_benchmark=True)), True),
+        (dict(randomness=dict(deterministic=True)), False),
+    ],
+)
+def test_cudnn_measures_where_all_images_have_one_size(device, keys, expected):
+    device('cuda')
+    env_cfg = write_flags(**keys).get('env_cfg') or {}
+    assert env_cfg.get('cudnn_benchmark') is expected
+    assert {**env_cfg, 'cudnn_benchmark': None} == {**keys.get('env_cfg', {}), 'cudnn_benchmark': None}
+
+
+@pytest.mark.parametrize('name', ['cpu', 'cuda'])
+def test_images_of_many_sizes_compile_in_channels_last(device, name):
+    """In another memory format, each size is a graph."""
+    device(name)
+    cfg = write_flags('--compile', default_scope='mmdet')
+    assert (cfg.compile_parts, cfg.compile_dynamic, cfg.channels_last) == (['backbone'], True, True)
+    assert write_flags('--compile').get('channels_last') is None
+    asked = write_flags('', compile_parts=['backbone'], compile_dynamic=True, channels_last=False)
+    assert asked.channels_last is False
 
 
 @pytest.mark.skipif(

@@ -4,19 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 
 import pytest
 import torch
+from chaos import toy
 from chaos.inject import at_iteration
 from chaos.ranks import Team
 from chaos.victim import amp_on_cpu, differing, train, weights_of, write_config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from mmsb.checkpoints.store import list_checkpoints, why_invalid
-from mmsb.engine import EpochBasedTrainLoop, GuardHook, guard
+from mmsb.engine import EpochBasedTrainLoop, GuardHook, SafeRunner, guard
 from mmsb.engine.exact_data import PatientWorker
+from mmsb.engine.stops import RunStopped
 
 PATIENCE_S = 120
 NEEDS_SCALER = pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch < 2.3 scales on a GPU only')
@@ -137,7 +142,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_iteration(arena):
 
     stopped = Team(arena, config, '--work-dir', 'run', before=before, max_restarts=0)
     assert stopped.wait(PATIENCE_S) != 0
-    assert 'stopped by a signal to another process after iteration 6: saved' in stopped.said()
+    assert 'stopped by SIGUSR1 after iteration 6: saved' in stopped.said()
     assert why_invalid(arena / 'run/iter_6.pth') is None
 
 
@@ -191,10 +196,120 @@ def test_a_signal_in_a_validation_stops_both_at_the_same_batch(arena):
 
     stopped = Team(arena, config, '--work-dir', 'run', *options, before=before, max_restarts=0)
     assert stopped.wait(PATIENCE_S) != 0
-    assert 'stopped by a signal to another process after iteration 3: saved' in stopped.said()
+    assert 'stopped by SIGTERM after iteration 3: saved' in stopped.said()
     resumed = Team(arena, config, '--work-dir', 'run', '--resume', *options)
     assert resumed.wait(PATIENCE_S) == 0, resumed.said()
     assert differing(weights_of(arena / 'whole/iter_6.pth'), weights_of(arena / 'run/iter_6.pth')) == []
+
+
+class _At(Hook):
+    """Calls a function in one of the methods of a hook."""
+
+    def __init__(self, name: str, act) -> None:
+        setattr(self, name, lambda *_, **__: act())
+
+
+@pytest.fixture
+def got():
+    """Handlers of a program, and the signals that they have got."""
+    got, names = [], (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(name, lambda number, _: got.append(number)) for name in names]
+    yield got
+    for name, handler in zip(names, before, strict=True):
+        signal.signal(name, handler)
+
+
+GUARDED = dict(type='mmsb.GuardHook')
+
+
+def _fail():
+    raise ValueError('no such image')
+
+
+@pytest.mark.parametrize(
+    ('act', 'ends'),
+    [
+        (lambda: None, None),
+        (_fail, ValueError),
+        (lambda: signal.raise_signal(signal.SIGTERM), RunStopped),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt), KeyboardInterrupt),
+    ],
+    ids=['whole', 'failed', 'stopped', 'interrupted'],
+)
+@pytest.mark.parametrize('moment', ['before_train', 'after_train_iter', 'after_val_iter'])
+@pytest.mark.parametrize('kind', [SafeRunner, Runner])
+@pytest.mark.parametrize('stock_loop', [True, False])
+def test_a_program_that_goes_on_has_its_handlers_back(act, ends, moment, kind, stock_loop, got, tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    loop = dict(train_cfg=dict(by_epoch=True, max_epochs=3)) if stock_loop else {}
+    if moment == 'before_train' and ends is RunStopped:
+        act, ends = lambda: None, None  # the handlers are not there yet
+    run = toy.runner(tmp_path, kind, custom_hooks=[GUARDED, _At(moment, act)], **loop)
+    if ends is None:
+        run.train()
+    else:
+        with pytest.raises(ends):
+            run.train()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert got == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert got == [signal.SIGTERM]
+
+
+def test_a_signal_that_is_too_late_for_a_training_goes_to_the_program(got, tmp_path):
+    late = _At('after_train', lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    toy.runner(tmp_path, custom_hooks=[GUARDED, late]).train()
+    assert got == [signal.SIGUSR1]
+
+
+def test_a_handler_that_somebody_else_has_set_since_stays(got, tmp_path):
+    other = lambda *_: None  # noqa: E731
+    setting = _At('after_train_iter', lambda: signal.signal(signal.SIGTERM, other))
+    toy.runner(tmp_path, custom_hooks=[GUARDED, setting]).train()
+    assert signal.getsignal(signal.SIGTERM) is other
+
+
+def test_a_second_training_in_a_program_can_be_stopped_too(got, tmp_path):
+    for name in ('first', 'second'):
+        run = toy.runner(
+            tmp_path / name, custom_hooks=[GUARDED, _At('after_train_iter', lambda: signal.raise_signal(15))]
+        )
+        with pytest.raises(RunStopped, match='stopped by SIGTERM after iteration 1'):
+            run.train()
+    assert got == []
+
+
+def test_the_optimizer_of_a_program_that_goes_on_is_watched_no_more(tmp_path):
+    run = toy.runner(tmp_path, custom_hooks=[GUARDED])
+    run.train()
+    parameter = next(run.model.parameters())
+    run.optim_wrapper.update_params((parameter * float('nan')).sum())
+    assert bool(parameter.isnan().all())
+
+
+def test_a_training_in_a_thread_goes_on_without_handlers_and_says_so(got, tmp_path, capfd):
+    handlers, done = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        done.append(toy.runner(tmp_path, custom_hooks=[GUARDED]).train())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert len(done) == 1
+    assert signal.getsignal(signal.SIGTERM) == handlers
+    assert capfd.readouterr().out.count('SIGTERM and SIGUSR1 will not be handled: this is not the main thread') == 1
+
+
+def test_a_signal_after_the_training_does_not_end_the_tool(arena):
+    """The handler that answers a signal before the training must not come back."""
+
+    def before() -> None:
+        at_iteration(6, lambda _: os.kill(os.getpid(), signal.SIGTERM), 'after_run')
+
+    done = train(arena, write_config(arena / 'config.py', steps=1), '--work-dir', 'run', before=before)
+    assert done.code == 0, done.said()
+    assert 'nothing to save' not in done.said()
 
 
 class _Late:

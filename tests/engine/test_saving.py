@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from chaos.inject import at_iteration
+from chaos.pair import SAVE_EVERY, Pair, ToyVictim
 from chaos.toy import end_of, runner
 from chaos.victim import differing
 from mmengine.hooks import Hook
 
 from mmsb.checkpoints.load import load_checkpoint
+from mmsb.engine import SafeRunner
 
 POINTS = (
     *('before_run', 'before_train', 'before_train_epoch', 'before_train_iter', 'after_train_iter', 'after_train_epoch'),
@@ -102,3 +105,37 @@ def test_averages_that_are_not_evaluated_are_not_swapped_either(tmp_path):
     assert differing(end_of(runner(tmp_path / 'run', hooks=[saver, averaging])), whole) == []
     resumed = runner(tmp_path / 'resumed', hooks=[averaging], load_from=saver.files['second.pth'], resume=True)
     assert differing(end_of(resumed), whole) == []
+
+
+def test_the_first_of_two_processes_gathers_the_gradients_and_the_other_none(tmp_path):
+    """At the fifth iteration, each holds the gradients of one of four batches; that of its own images."""
+
+    def start(rank: int, environment: dict[str, str]) -> ToyVictim:
+        def keep(run) -> None:
+            named = run.model.module.named_parameters()
+            torch.save({name: one.grad.clone() for name, one in named}, tmp_path / f'own{rank}.pth')
+
+        def before() -> None:
+            exact_state = SafeRunner._exact_state
+
+            def counted(self) -> dict:
+                state = exact_state(self)
+                if self.iter + 1 == SAVE_EVERY:
+                    torch.save(state['processes'], tmp_path / f'held{rank}.pth')
+                return state
+
+            SafeRunner._exact_state = counted
+            at_iteration(SAVE_EVERY - 1, keep, 'after_train_iter')
+
+        return ToyVictim(tmp_path, 4, before=before, environment=environment)
+
+    pair = Pair(start)
+    assert pair.wait() == [0, 0], pair.said()
+    assert torch.load(tmp_path / 'held1.pth', weights_only=False) is None
+    saved = load_checkpoint(tmp_path / 'run' / f'iter_{SAVE_EVERY}.pth')['exact_resume']['processes']
+    assert len(saved) == 2
+    for rank, process in enumerate(saved):
+        own = torch.load(tmp_path / f'own{rank}.pth')
+        assert process['gradients'].keys() == own.keys()
+        assert all(torch.equal(process['gradients'][name], value) for name, value in own.items())
+    assert any(bool((value != saved[1]['gradients'][name]).any()) for name, value in saved[0]['gradients'].items())
