@@ -177,7 +177,7 @@ class Records:
 
     def get(self, context: str, rate: float, seed: int, steps: int, augment: bool = False) -> dict:
         ending = ['augmented'] if augment else []
-        path = path_of(self.folder, context, f'{steps}-steps', f'rate{rate:g}', f'seed{seed}', *ending)
+        path = path_of(self.folder, context.replace(',', ''), f'{steps}-steps', f'rate{rate:g}', f'seed{seed}', *ending)
         if not path.exists():
             record = run(context, rate, seed, steps, augment)
             write_json(path, record)
