@@ -9,6 +9,7 @@ DIR gets gpu.json (how each part ended), and for each part NAME.json and NAME.lo
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -44,8 +45,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         return options
     if options.out is None:
         parser.error('name a folder for the results by --out')
-    if not options.minutes * 60 > 2 * MARGIN_S:
-        raise ValueError(f'--minutes must be more than {2 * MARGIN_S / 60:g}, got {options.minutes:g}')
+    if not 2 * MARGIN_S < options.minutes * 60 < math.inf:
+        raise ValueError(f'--minutes must be a number above {2 * MARGIN_S / 60:g}, got {options.minutes:g}')
     find_device(options.device)
     options.data = str(Path(options.data).resolve())
     options.out = options.out.resolve()

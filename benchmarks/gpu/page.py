@@ -26,7 +26,8 @@ It installs nothing. It needs PyTorch with Triton, the packages of `requirements
 `requirements/runtime.txt`, and pytest for the first part. Each part runs in a process of its own and has a share of
 the time; what one does not use goes to those after it. A part that fails, or is killed at its limit, ends no other,
 and what it has measured until then stays. The folder gets `gpu.json`, which says how each part ended, and for each
-part a file of results and a log. This page is made from these files, those in `benchmarks/results/gpu/`:
+part a file of results and a log. This page is made from such files, those in the folder `gpu` of
+`benchmarks/results/`:
 
 ```bash
 python -m benchmarks.gpu --page

@@ -119,6 +119,8 @@ def _add_defaults(cfg: Config) -> None:
     """Write explicit defaults for what would otherwise depend on chance or on one library's own tool."""
     randomness = cfg.get('randomness') or {}
     cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
+    if randomness.get('deterministic'):  # without it, cuBLAS raises in older PyTorch
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     add_hook(cfg, 'mmsb.ProgressHook')
     log_to.add_backends(cfg)
     logger = cfg.setdefault('default_hooks', ConfigDict()).setdefault('logger', ConfigDict(type='LoggerHook'))

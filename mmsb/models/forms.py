@@ -29,13 +29,21 @@ FORMS = {
     'gradients': ('views', 'copied'),
 }
 PLACES = ('cpu', 'cpu compiled', 'gpu', 'gpu deterministic', 'gpu compiled', 'exported')
-# On a GPU nothing has been measured, and the plainest form stands; where deterministic algorithms are asked for, the
-# plainest that has them.
+# Figures: time over that of the form that ran, forward and backward, eager and then compiled, on a CPU in bf16 and
+# channels_last (median of seven sizes, smallest to largest; benchmarks/results/forms-cpu.md has all). On a GPU nothing
+# has been measured, and the plainest form stands; where deterministic algorithms are asked for, the plainest that has
+# them.
 TABLE = {
+    # matrix 1.03 (0.94 to 1.32), but compiled one graph for all sizes, for which the kernel's 0.94 (0.86 to 1.09) goes
     'pool': dict(zip(PLACES, ('kernel', 'matrix', 'kernel', 'matrix', 'matrix', 'matrix'), strict=True)),
+    # kernel 1.05 (0.76 to 1.41); compiled, matrix 0.81 (0.48 to 1.08), and 0.98 in fp32
     'upsample': dict(zip(PLACES, ('matrix', 'kernel', 'kernel', 'matrix', 'kernel', 'kernel'), strict=True)),
+    # padded 1.01 (0.99 to 1.09) and 1.01 (0.98 to 1.26); sum 1.12 (0.91 to 1.65) and 1.12 (1.06 to 1.40): onnxruntime
+    # computes in blocks of channels, in which 3 more do not fit
     'read': dict(zip(PLACES, ('concat', 'concat', 'concat', 'concat', 'concat', 'sum'), strict=True)),
+    # features 0.98 (0.91 to 1.36), the largest in a ResNet-38; compiled, either takes as long: 1.00 (0.97 to 1.04)
     'maps': dict(zip(PLACES, ('weights', 'features', 'features', 'features', 'features', 'weights'), strict=True)),
+    # views 0.99 (0.95 to 1.58), the largest in a ResNet-38; compiled, copied 1.01 (0.99 to 1.03)
     'gradients': dict(zip(PLACES, ('copied', 'views', 'views', 'views', 'views', 'views'), strict=True)),
 }
 

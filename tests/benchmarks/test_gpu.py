@@ -128,6 +128,7 @@ def quick(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'executable', warm.python())
         patch.setenv('PYTHON', warm.python())
+        patch.setattr(gpu, 'START', time.monotonic())  # not when the tests began
         gpu.main(['--out', str(folder / 'out'), '--data', str(folder / 'data'), '--device', 'cpu', '--quick',
                   '--minutes', '20'])  # fmt: skip
     return folder / 'out'
@@ -211,8 +212,9 @@ def test_missing_data_and_pytest_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(('arguments', 'said'), [
     (['--out', 'out'], 'PyTorch finds no GPU here'),
-    (['--out', 'out', '--minutes', '0.3', '--device', 'cpu'], '--minutes must be more than 0.5, got 0.3'),
-    (['--out', 'out', '--minutes', 'nan', '--device', 'cpu'], '--minutes must be more than 0.5, got nan'),
+    (['--out', 'out', '--minutes', '0.3', '--device', 'cpu'], '--minutes must be a number above 0.5, got 0.3'),
+    (['--out', 'out', '--minutes', 'inf', '--device', 'cpu'], '--minutes must be a number above 0.5, got inf'),
+    (['--out', 'out', '--minutes', 'nan', '--device', 'cpu'], '--minutes must be a number above 0.5, got nan'),
 ])  # fmt: skip
 def test_mistakes_are_named_before_anything_is_written(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

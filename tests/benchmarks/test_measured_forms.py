@@ -3,12 +3,14 @@
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import forms
+from mmsb.models import forms as table_of_forms
 from mmsb.models.forms import FORMS, TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,3 +99,20 @@ def test_a_form_that_fails_leaves_the_others(monkeypatch):
 def test_mistakes_are_named(arguments, said):
     with pytest.raises(ValueError, match=said):
         forms.parse_options(arguments)
+
+
+def cells(text: str) -> list[str]:
+    """Split a page of tables into lines, without what only aligns them."""
+    return [re.sub(' +', ' ', re.sub('-{3,}', '---', line)).strip() for line in text.splitlines()]
+
+
+def test_the_published_figures_are_those_of_the_samples_and_stand_beside_the_table():
+    data = json.loads(RESULTS.read_text())
+    assert cells(RESULTS.with_suffix('.md').read_text()) == cells(forms.table(data))
+    source, page = Path(table_of_forms.__file__).read_text(), (ROOT / 'docs/speed.md').read_text()
+    beside = re.findall(r'\d\.\d\d \(\d\.\d\d to \d\.\d\d\)', source)
+    assert len(beside) == 12, 'eager and compiled, of each form that does not run'
+    figures = forms.summary(data)
+    for figure in beside:
+        assert figure in figures
+        assert figure in page

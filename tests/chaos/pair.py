@@ -6,6 +6,7 @@ The trainings are those of `toy`, in children forked from a process that has imp
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,6 @@ class Pair:
     """Two processes that find each other by the variables of torchrun.
 
     Args:
-        folder: for their output.
         start: starts a process, given its rank and its environment.
     """
 
@@ -112,7 +112,13 @@ class ToyVictim(Victim):
         self._redirect()
         torch.set_num_threads(1)
         before()
-        run_tool(lambda: _train(folder, int(args[0])))
+        try:
+            run_tool(lambda: _train(folder, int(args[0])))
+        except SystemExit as end:
+            return end.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
         return 0
 
 

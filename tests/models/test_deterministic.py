@@ -3,12 +3,18 @@
 They run on a CPU, in the forms that a GPU takes when deterministic algorithms are asked for.
 """
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from test_downstream import CLASSIFIER, DETECTOR, FROM_SCRATCH, NARROW, SEGMENTER, batch, load, start
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmsb.engine.launcher import common_parser, load_config
 from mmsb.models import SBResNet, SpatialBias, forms
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RAISES = {  # PyTorch's list in the documentation of torch.use_deterministic_algorithms, by the names of its operations
     '_adaptive_avg_pool2d_backward', '_adaptive_avg_pool3d_backward', 'adaptive_max_pool2d_backward',
@@ -97,3 +103,13 @@ def test_those_of_the_libraries(name, of_the_libraries):
         model.parse_losses(model._run_forward(data, mode='loss'))[0].backward()
 
     assert raising(step) == of_the_libraries
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_cublas_is_told_before_it_starts(deterministic, monkeypatch):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', 'x')  # to be restored
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG')
+    config = str(ROOT / 'configs/demo/sb-resnet11_b64-10e_digits.py')
+    arguments = [config, '--cfg-options', f'randomness.deterministic={deterministic}']
+    load_config(common_parser('').parse_args(arguments), lambda _: None)
+    assert os.environ.get('CUBLAS_WORKSPACE_CONFIG') == (':4096:8' if deterministic else None)
