@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -129,8 +130,12 @@ def quick(tmp_path_factory) -> Path:
         patch.setattr(sys, 'executable', warm.python())
         patch.setenv('PYTHON', warm.python())
         patch.setattr(gpu, 'START', time.monotonic())  # not when the tests began
-        gpu.main(['--out', str(folder / 'out'), '--data', str(folder / 'data'), '--device', 'cpu', '--quick',
-                  '--minutes', '20'])  # fmt: skip
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            gpu.main(['--out', str(folder / 'out'), '--data', str(folder / 'data'), '--device', 'cpu', '--quick',
+                      '--minutes', '20'])  # fmt: skip
+        finally:
+            signal.signal(signal.SIGTERM, handler)
     return folder / 'out'
 
 
