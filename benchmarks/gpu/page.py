@@ -42,7 +42,7 @@ Reasoned from the code and from figures of a CPU; not measured. In brackets: the
 * **Deterministic** (`bits`). None of our operations is on PyTorch's list of those that raise under
   `randomness.deterministic=True`: the classifier trains, and a killed training ends with the bits of a whole one.
 * **SB over plain** (`modes`, `systems`). At batch 128, SB-ResNet-50 should take 1.1 of the time of ResNet-50 in
-  inference: 1.11 in the paper, 1.06 to 1.09 on a CPU. With one image a GPU waits for its kernels to be launched. In
+  inference: 1.11 in the paper, 1.02 on a CPU. With one image a GPU waits for its kernels to be launched. In
   bf16 the bias launches about 18 in each of 13 blocks, and about 46 if pooling must be deterministic: the ratio will
   be larger, and compiling helps most there.
 * **Forms** (`forms`). In bf16 and channels_last, tensor cores want channels in multiples of 8, and the concatenation
