@@ -17,7 +17,8 @@ endef
 OPENCV := ./requirements/opencv-python
 NO_OPENCV := python -m pip --disable-pip-version-check -qq uninstall --yes opencv-python opencv-python-headless
 DEV := requirements/dev.txt requirements/mim.txt requirements/analysis.txt requirements/export.txt
-PYTEST := python -m pytest -n 2 --dist loadfile tests
+# Where everything fails, such as on a full disk, the first failures are printed before time is up.
+PYTEST := python -m pytest -n 2 --dist loadfile --maxfail 50 tests
 
 .PHONY: demo test test-stock test-newest test-ops test-browser bench bench-gpu chaos lint format golden docs dist
 .DELETE_ON_ERROR:
