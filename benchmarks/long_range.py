@@ -53,7 +53,16 @@ STEPS = 250
 BATCH, LEARNING_RATE, WARMUP_STEPS = 8, 6e-3, 20
 MEAN, STD = 60, 40  # of pixels, as in the demo's config
 TEST_SCENES, TEST_SEED = 200, 10**6
-COLOURS = {'plain': 'gray', 'SE': 'tab:blue', 'GC': 'tab:green', 'SB': 'tab:red', 'SE and SB': 'tab:purple'}
+COLOURS = {
+    'plain': 'gray',
+    'SE': 'tab:blue',
+    'GC': 'tab:green',
+    'NL': 'tab:orange',
+    'reduced NL': 'tab:olive',
+    'BAT': 'tab:cyan',
+    'SB': 'tab:red',
+    'SE and SB': 'tab:purple',
+}
 CHANCE = 100 / len(digits.CUE_COLOURS)
 
 

@@ -19,17 +19,24 @@ DISTANCE_PX = SCENE_PX - digits.DIGIT_REGION_PX - digits.PATCH_PX + 1  # from th
 STRIDE = 8
 CONTEXTS = ('plain', 'SE', 'GC', 'SB')
 NETWORKS = {  # name: contexts
-    'ResNet-20': CONTEXTS,
+    'ResNet-20': (*CONTEXTS, 'NL', 'reduced NL', 'BAT'),
     'MobileNetV3-small': (*CONTEXTS, 'SE and SB'),
     'RegNetX-200MF': CONTEXTS,
     'ConvNeXt-atto': CONTEXTS,
 }
 BLOCK_OF = {'SE': SE, 'GC': GC}
+RESNET_PLUGINS = {
+    'SE': dict(cfg=dict(type='mmsb.SE')),
+    'GC': dict(cfg=dict(type='mmsb.GC')),
+    'NL': dict(cfg=dict(type='mmsb.NL'), stages=(False, True, True)),  # in stage 1 it would compare 2,704 places
+    'reduced NL': dict(cfg=dict(type='mmsb.ReducedNL')),
+    'BAT': dict(cfg=dict(type='mmsb.BAT', block_size=13)),  # the largest whose multiples all stages have
+}
 
 
 def resnet20(context: str) -> nn.Module:
-    """Build a ResNet-20 of bottlenecks; each stage halves the image."""
-    plugins = [dict(cfg=dict(type=f'mmsb.{context}'), position='after_conv3')] if context in BLOCK_OF else None
+    """Build a ResNet-20 of bottlenecks; each stage halves the image, to 52, 26 and 13 px."""
+    plugins = [RESNET_PLUGINS[context] | dict(position='after_conv3')] if context in RESNET_PLUGINS else None
     bias = {} if context == 'SB' else None
     network = SBResNetCifar(20, bias, plugins=plugins, strides=(2, 2, 2), out_indices=(2,))
     network.init_weights()

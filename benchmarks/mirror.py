@@ -6,9 +6,10 @@
 
 Every digit has the class of the coloured patch in the mirrored place, beyond the reach of the convolutions, and every
 scene has the same colours (`mmsb.datasets.digits.mirror_scene`). Each context is trained at each of a few learning
-rates, then with the other seeds at its best one; what stays below 90 % gets ten times the steps. Each trained network
-is also tested on scenes that are scaled, stretched, cropped, shifted and flipped. A record is written when a training
-ends; what has a record is not trained again, so that several of these commands can share the work.
+rates, then with the other seeds at its best one; what stays below 90 % gets ten times the steps, and what arrives is
+trained once more on augmented scenes. Each trained network is also tested on scenes that are scaled, stretched,
+cropped, shifted and flipped. A record is written when a training ends; what has a record is not trained again, so that
+several of these commands can share the work.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import mmsb
 from benchmarks.long_range import MEAN, STD, learning_rate, make_optimizer, path_of, train_step
-from benchmarks.mirror_networks import CONTEXTS, QUESTIONS, Segmenter
+from benchmarks.mirror_networks import ALL, CONTEXTS, NETWORKS, QUESTIONS, build
 from mmsb.analysis.machine import describe
 from mmsb.analysis.report import markdown, write_json
 from mmsb.datasets import digits
@@ -113,7 +114,7 @@ def batch(rng: np.random.Generator, drawn: np.ndarray, change: Callable[[Scene],
 
 
 @torch.no_grad()
-def accuracy(segmenter: Segmenter, change: Callable[[Scene], Scene] = CHANGES['as trained']) -> float:
+def accuracy(segmenter: nn.Module, change: Callable[[Scene], Scene] = CHANGES['as trained']) -> float:
     """Return the share of digit pixels that are right, in %, on digits that training does not show."""
     rng, drawn = np.random.default_rng(TEST_SEED), digits.load('val')[0]
     was_training = segmenter.training
@@ -128,7 +129,7 @@ def accuracy(segmenter: Segmenter, change: Callable[[Scene], Scene] = CHANGES['a
     return 100 * right / total
 
 
-def train(segmenter: Segmenter, seed: int, steps: int, rate: float, augment: bool) -> list[tuple[int, float, float]]:
+def train(segmenter: nn.Module, seed: int, steps: int, rate: float, augment: bool) -> list[tuple[int, float, float]]:
     """Train on new scenes in each step; returns step, processor time (s) of the steps so far, and accuracy (%)."""
     rng, drawn = np.random.default_rng(seed), digits.load('train')[0]
     change = (lambda scene: augmented(scene, rng)) if augment else CHANGES['as trained']
@@ -146,7 +147,7 @@ def train(segmenter: Segmenter, seed: int, steps: int, rate: float, augment: boo
     return curve
 
 
-def under(segmenter: Segmenter, change: Callable[[Scene], Scene]) -> float | None:
+def under(segmenter: nn.Module, change: Callable[[Scene], Scene]) -> float | None:
     """Return the accuracy on changed scenes; None if the network refuses their size, as BAT does."""
     try:
         return round(accuracy(segmenter, change), 2)
@@ -157,7 +158,7 @@ def under(segmenter: Segmenter, change: Callable[[Scene], Scene]) -> float | Non
 def run(context: str, rate: float, seed: int, steps: int, augment: bool = False) -> dict:
     """Train a network, and make its record."""
     torch.manual_seed(seed)
-    segmenter = Segmenter(context)
+    segmenter = build(context)
     curve = train(segmenter, seed, steps, rate, augment)
     reached = next(((step, seconds) for step, seconds, value in curve if value >= SOLVED), (None, None))
     return dict(
@@ -192,15 +193,20 @@ class Records:
             print(f'{path.stem}: {record["accuracy"]:.1f} % in {record["cpu_s"]:.0f} s', flush=True)
         return json.loads(path.read_text())
 
-    def best(self, context: str, seeds: Sequence[int], steps: int, augment: bool = False) -> list[dict]:
-        """Return the records of all seeds at the learning rate that was best with the first seed.
+    def rate(self, context: str, seed: int) -> float:
+        """Return the learning rate that is best after the usual number of steps."""
+        tried = [self.get(context, rate, seed, STEPS) for rate in RATES]
+        return max(tried, key=lambda record: (record['accuracy'], -record['rate']))['rate']
+
+    def seeds(self, context: str, seeds: Sequence[int], steps: int, augment: bool = False) -> list[dict]:
+        """Return the records of all seeds at the context's learning rate.
 
         What ten times the steps do not take far from chance is not trained with other seeds.
         """
-        first = [self.get(context, rate, seeds[0], steps, augment) for rate in RATES]
-        best = max(first, key=lambda record: (record['accuracy'], -record['rate']))
-        others = seeds[1:] if steps == STEPS or best['accuracy'] > 2 * CHANCE else ()
-        return [best, *(self.get(context, best['rate'], seed, steps, augment) for seed in others)]
+        rate = self.rate(context, seeds[0])
+        first = self.get(context, rate, seeds[0], steps, augment)
+        others = seeds[1:] if steps == STEPS or first['accuracy'] > 2 * CHANCE else ()
+        return [first, *(self.get(context, rate, seed, steps, augment) for seed in others)]
 
     def all(self) -> dict[tuple[str, int, bool], list[dict]]:
         """Read all records at the best learning rate of each context, number of steps and kind of scenes."""
@@ -257,28 +263,28 @@ def _mean(values: Sequence[float | None]) -> str:
     return '-' if None in values else f'{statistics.mean(values):.1f}'
 
 
-def train_all(records: Records, contexts: Sequence[str], seeds: Sequence[int]) -> None:
-    """Train each context for the usual number of steps, then what has not solved the task for ten times as many.
+def train_all(records: Records, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Train each network for the usual number of steps, then each context that has not arrived for ten times as many.
 
-    Last, what solves it is trained as long on augmented scenes. Questions about spatial bias are asked once.
+    Last, the contexts that arrived are trained as long on augmented scenes.
     """
-    todo, solving = list(contexts), []
-    for steps in (STEPS, LONG):
-        done = [context for context in todo if solved(records.best(context, seeds, steps))]
-        todo = [context for context in todo if context in CONTEXTS and context not in done]
-        solving += [context for context in done if context in CONTEXTS]
-    for context in solving:
-        records.best(context, seeds, LONG, augment=True)
+    arrived = [name for name in names if solved(records.seeds(name, seeds, STEPS))]
+    arrived += [
+        name for name in names if name in CONTEXTS and name not in arrived and solved(records.seeds(name, seeds, LONG))
+    ]
+    for name in arrived:
+        if name in CONTEXTS:
+            records.seeds(name, seeds, LONG, augment=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.mirror', description=__doc__.splitlines()[0])
-    parser.add_argument('--contexts', nargs='*', default=[*CONTEXTS | QUESTIONS], metavar='NAME')
+    parser.add_argument('--contexts', nargs='*', default=[*ALL], metavar='NAME')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--results', type=Path, default=RESULTS, help='folder for the records')
     options = parser.parse_args()
     for name in options.contexts:
-        choose('--contexts', name, CONTEXTS | QUESTIONS)
+        choose('--contexts', name, ALL)
     if min(options.seeds) < 0:
         raise ValueError(f'--seeds must be 0 or more, got {min(options.seeds)}')
     options.results.mkdir(parents=True, exist_ok=True)
@@ -287,7 +293,7 @@ def main() -> None:
     records = Records(options.results)
     train_all(records, options.contexts, options.seeds)
     found = records.all()
-    for names in (CONTEXTS, QUESTIONS):
+    for names in (CONTEXTS, QUESTIONS, NETWORKS):
         print(f'\n{table(found, list(names))}')
     print(f'\n{table_of_changes(found)}\n\nchance: {CHANCE:.0f} %')
 

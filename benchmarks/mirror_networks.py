@@ -1,4 +1,4 @@
-"""The networks of `benchmarks.mirror`: one small ResNet with each context, and what is asked of spatial bias."""
+"""The networks of `benchmarks.mirror`: a small ResNet with each context, what is asked of spatial bias, and others."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import long_range_networks
 from mmsb.datasets import digits
 from mmsb.models import SBResNetCifar
 
@@ -48,6 +49,13 @@ QUESTIONS: Mapping[str, dict] = {
     'SB, max pool': _bias(pool='max'),
     'SB, pool only': _bias(mix=False),
 }
+# The networks of the cue, as they are there, whose convolutions do not reach the patch.
+NETWORKS: Mapping[str, tuple[str, str]] = {
+    f'{network}, {context}': (network, context)
+    for network in ('ResNet-20', 'MobileNetV3-small', 'RegNetX-200MF')
+    for context in ('plain', 'SE', 'GC', 'SB')
+}
+ALL = CONTEXTS | QUESTIONS | NETWORKS
 
 
 class Segmenter(nn.Module):
@@ -69,3 +77,8 @@ class Segmenter(nn.Module):
             grid = torch.stack(torch.meshgrid(rows, columns, indexing='ij')).expand(len(images), -1, -1, -1)
             images = torch.cat([images, grid], dim=1)
         return F.interpolate(self.head(self.network(images)[0]), size=size, mode='bilinear', align_corners=False)
+
+
+def build(name: str) -> nn.Module:
+    """Build a network by its name in the tables; images, (B, 3, H, W), to logits, (B, 4, H, W)."""
+    return long_range_networks.Segmenter(*NETWORKS[name]) if name in NETWORKS else Segmenter(name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import mirror
-from benchmarks.mirror_networks import CONTEXTS, PLACES, QUESTIONS, Segmenter
+from benchmarks.mirror_networks import CONTEXTS, NETWORKS, PLACES, QUESTIONS, Segmenter, build
 from mmsb.datasets import digits
 
 
@@ -65,6 +65,16 @@ def test_places_are_two_more_channels():
     assert Segmenter('SB')(torch.rand(1, 3, 48, 64)).shape == (1, 4, 48, 64)
 
 
+@pytest.mark.parametrize('name', NETWORKS)
+def test_other_networks_take_the_scenes(name):
+    logging.disable(logging.INFO)
+    network = build(name)
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 4, 64, 64)
+    assert sum(p.numel() for p in network.parameters()) >= sum(
+        p.numel() for p in build(f'{name.split(",")[0]}, plain').parameters()
+    )
+
+
 def test_a_record_is_made_once_and_tables_are_of_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mirror, 'STEPS', 2)
     monkeypatch.setattr(mirror, 'LONG', 4)
@@ -90,7 +100,7 @@ def test_the_page_has_the_tables_of_the_records():
     page = (mirror.ROOT / 'docs/when.md').read_text()
     found = mirror.Records(mirror.RESULTS).all()
     for table in (
-        *(mirror.table(found, list(names)) for names in (CONTEXTS, QUESTIONS)),
+        *(mirror.table(found, list(names)) for names in (CONTEXTS, QUESTIONS, NETWORKS)),
         mirror.table_of_changes(found),
     ):
         assert table in page
