@@ -18,11 +18,12 @@ import statistics
 import time
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 import mmsb
@@ -42,9 +43,6 @@ from mmsb.datasets import digits
 from mmsb.engine.launcher import run_tool
 from mmsb.files import write_figure
 from mmsb.options import choose, positive_integer
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results/long-range'
@@ -238,9 +236,8 @@ def table(found: dict[tuple[str, str], list[dict]], times: dict[str, dict]) -> s
 def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict], path: Path) -> None:
     """Draw a panel for each network: accuracy against the time of a training step; small dots are the seeds."""
     names = list(dict.fromkeys(name for name, _ in found))
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(2.6 * len(names) + 0.6, 3.2), sharey=True, squeeze=False, layout='constrained'
-    )
+    figure = Figure(figsize=(2.6 * len(names) + 0.6, 3.2), layout='constrained')
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for context in NETWORKS[name]:
             accuracies = [record['accuracy'] for record in found.get((name, context), [])]
@@ -254,7 +251,7 @@ def draw(found: dict[tuple[str, str], list[dict]], times: dict[str, dict], path:
         axis.margins(x=0.15)
     axes[0, 0].set_ylabel('accuracy on digit pixels (%)')
     axes[0, 0].annotate('chance', (0.98, CHANCE - 7), xycoords=('axes fraction', 'data'), fontsize='small', ha='right')
-    dots = [plt.Line2D([], [], color=colour, marker='o', linestyle='') for colour in COLOURS.values()]
+    dots = [Line2D([], [], color=colour, marker='o', linestyle='') for colour in COLOURS.values()]
     figure.legend(dots, COLOURS, loc='outside lower center', ncols=len(dots), frameon=False)
     write_figure(path, figure, dpi=110)
 

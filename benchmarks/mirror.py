@@ -54,7 +54,7 @@ def resized(scene: Scene, height: int, width: int) -> Scene:
 def moved(scene: Scene, down: int, right: int) -> Scene:
     """Move all that is in a scene; what leaves it is lost, and the noise of the left column fills the gap."""
     image, mask = (np.roll(one, (down, right), axis=(0, 1)) for one in scene)
-    noise = np.random.default_rng(down * SIDE + right).integers(40, 80, image.shape).astype(np.uint8)
+    noise = np.random.default_rng((down * SIDE + right) % SIDE**2).integers(40, 80, image.shape).astype(np.uint8)
     gap = np.zeros(mask.shape, bool)
     gap[: max(down, 0)] = gap[len(mask) + min(down, 0) :] = True
     gap[:, : max(right, 0)] = gap[:, mask.shape[1] + min(right, 0) :] = True

@@ -49,18 +49,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_figure(path: str | os.PathLike, figure, dpi: int = 150) -> None:
-    """Write or replace a Matplotlib figure atomically, in the format of the path's suffix (default: PNG); close it.
+    """Write or replace a Matplotlib figure atomically, in the format of the path's suffix (default: PNG).
 
     Raises:
         ValueError: Matplotlib does not know the format.
     """
-    from matplotlib import pyplot as plt
-
     kind = Path(path).suffix.removeprefix('.') or 'png'
-    try:
-        write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=dpi, format=kind))
-    finally:
-        plt.close(figure)
+    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=dpi, format=kind))
 
 
 def _sync(path: Path) -> None:

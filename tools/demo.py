@@ -21,9 +21,9 @@ from pathlib import Path
 import mmsb  # noqa: F401  # says in one line if the packages below are missing or do not load
 
 # isort: split
-import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.device import get_device
 from PIL import Image
@@ -34,9 +34,6 @@ from mmsb.configs import build_model
 from mmsb.datasets import digits
 from mmsb.engine.launcher import run_tool
 from mmsb.files import write_figure
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path('work_dirs/demo')
@@ -103,7 +100,8 @@ def curve(work_dir: Path) -> tuple[list[int], list[float]]:
 
 
 def plot_curves(curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout='constrained')
+    figure = Figure(figsize=(6, 3.6), layout='constrained')
+    axes = figure.subplots()
     for (name, (steps, accuracies)), colour in zip(curves.items(), COLOURS, strict=True):
         axes.plot(steps, accuracies, marker='o', markersize=3, label=name, color=colour)
     axes.axhline(CHANCE, linestyle=':', color='black', label='chance')
@@ -127,9 +125,8 @@ def predict(config: Config, checkpoint: Path, images: list[np.ndarray]) -> list[
 def draw_predictions(rows: dict[str, list[np.ndarray]], images: list, masks: list, path: Path) -> None:
     """Draw the scenes and, below them, the digits in the colours of their true and predicted classes."""
     palette = np.array(list(digits.CUE_COLOURS.values()), np.uint8)
-    figure, axes = plt.subplots(
-        len(rows) + 1, len(images), figsize=(1.5 * len(images) + 1.2, 1.5 * (len(rows) + 1)), layout='constrained'
-    )
+    figure = Figure(figsize=(1.5 * len(images) + 1.2, 1.5 * (len(rows) + 1)), layout='constrained')
+    axes = figure.subplots(len(rows) + 1, len(images))
     for column, (image, mask) in enumerate(zip(images, masks, strict=True)):
         axes[0, column].imshow(image)
         for row, maps in enumerate(rows.values(), start=1):

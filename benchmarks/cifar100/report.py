@@ -8,10 +8,7 @@ import json
 import statistics
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.cifar100.budget import MILESTONES, RESULTS, ROOT
 from mmsb.analysis.paired import Paired
@@ -84,7 +81,8 @@ def conditions(found: dict[str, list[dict]]) -> str:
 
 def draw(found: dict[str, list[dict]], path: Path) -> None:
     """Draw training loss and top-1 error over the epochs: thin lines are seeds, the thick one is their mean."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    axes = figure.subplots(1, 2)
     for axis, key, label in zip(axes, ('loss', 'top1_error'), ('training loss', 'top-1 error (%)'), strict=True):
         for milestone in MILESTONES.split(','):
             axis.axvline(int(milestone) + 0.5, linestyle=':', color='grey', linewidth=1)

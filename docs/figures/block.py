@@ -7,13 +7,11 @@ import argparse
 import itertools
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 from mmsb.models import SBResNet
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
 
 IMAGE_PX = 224
 BLOCK = 'layer2.1'
@@ -59,13 +57,14 @@ def draw(path: str | Path) -> None:
         ('upsample', size['maps']),
         ('norm, ReLU', size['maps']),
     ]
-    figure, axes = plt.subplots(figsize=(9, 3), layout='constrained')
+    figure = Figure(figsize=(9, 3), layout='constrained')
+    axes = figure.subplots()
     axes.set(xlim=(-0.2, 12.8), ylim=(-0.3, 3.9))
     axes.set_axis_off()
 
     def box(x: float, y: float, text: str, shape: str, colour: str) -> None:
         style = dict(boxstyle='round,pad=0.08', facecolor=colour, edgecolor='#444444', linewidth=0.8)
-        axes.add_patch(mpl.patches.FancyBboxPatch((x, y), 1.7, 0.85, **style))
+        axes.add_patch(FancyBboxPatch((x, y), 1.7, 0.85, **style))
         axes.text(x + 0.85, y + 0.43, text, ha='center', va='center', fontsize=9)
         axes.text(x + 0.85, y - 0.33, shape, ha='center', va='center', fontsize=9, color='#555555')
 
@@ -86,7 +85,6 @@ def draw(path: str | Path) -> None:
     axes.text(10.1, 3.32, 'cat', ha='center', va='center', fontsize=8, bbox=dict(boxstyle='circle', facecolor='white'))
     arrow((10.1, 1.25), (10.1, 3.03))
     figure.savefig(path, dpi=170)
-    plt.close(figure)
 
 
 if __name__ == '__main__':

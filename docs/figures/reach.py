@@ -9,14 +9,11 @@ matters here.
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from mmsb.models import SBResNet
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
 
 IMAGE_PX = 224
 NETWORKS = {'ResNet-50': None, 'SB-ResNet-50': {}}  # options of spatial bias
@@ -49,7 +46,8 @@ def side_px(gradient: np.ndarray) -> int:
 
 def draw(path: str | Path) -> None:
     """Draw a row for each network and a column for each stage; white pixels have no influence."""
-    figure, axes = plt.subplots(2, len(STAGES), figsize=(5.6, 5.8), layout='constrained')
+    figure = Figure(figsize=(5.6, 5.8), layout='constrained')
+    axes = figure.subplots(2, len(STAGES))
     for row, (name, spatial_bias) in zip(axes, NETWORKS.items(), strict=True):
         for axis, stage in zip(row, STAGES, strict=True):
             gradient = reach(spatial_bias, stage)
@@ -60,7 +58,6 @@ def draw(path: str | Path) -> None:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == '__main__':

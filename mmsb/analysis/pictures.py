@@ -5,14 +5,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import patches
+from matplotlib.figure import Figure
 
 from mmsb.analysis.bias_maps import BlockMaps
 from mmsb.analysis.receptive_field import Field
 from mmsb.options import choose
-
-mpl.use('Agg')
-from matplotlib import patches
-from matplotlib import pyplot as plt
 
 FORMATS = ('.png', '.pdf', '.svg')
 DECADES = 8  # of the logarithmic scale of a gradient
@@ -36,9 +34,8 @@ def draw_fields(fields: Mapping[str, Field], box: tuple[int, int, int, int], wha
         box: the theoretical field of the plain network.
         what: which unit of which network this is, for the title.
     """
-    figure, axes = plt.subplots(
-        1, len(fields), figsize=(3.9 * len(fields) + 0.9, 4.5), layout='compressed', squeeze=False
-    )
+    figure = Figure(figsize=(3.9 * len(fields) + 0.9, 4.5), layout='compressed')
+    axes = figure.subplots(1, len(fields), squeeze=False)
     most = max(field.gradient.max() for field in fields.values())
     norm = mpl.colors.LogNorm(most * 10**-DECADES, most)
     for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
@@ -73,9 +70,8 @@ def draw_attention(
     side = 2.3
     height = side * min(2.0, max(0.5, pixels.shape[0] / pixels.shape[1])) + 0.45
     shape = (len(maps), 2 + most)
-    figure, axes = plt.subplots(
-        *shape, figsize=(side * shape[1] + 0.7, height * shape[0]), layout='constrained', squeeze=False
-    )
+    figure = Figure(figsize=(side * shape[1] + 0.7, height * shape[0]), layout='constrained')
+    axes = figure.subplots(*shape, squeeze=False)
     height_px, width_px = pixels.shape[:2]
     extent = (0, width_px, height_px, 0)
     grey = (pixels @ np.array(_GREY) / 255 * 0.75 + 0.25)[..., None].repeat(3, axis=2)

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mmsb.files import write_figure
@@ -51,7 +49,8 @@ def accuracy_against_speed(results: Sequence[dict], top1: Mapping[str, float], p
     shortest = min(top1, key=len)
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), layout='constrained', squeeze=False)
+    figure = Figure(figsize=(6.5 * columns, 5 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     for axis, (group, members) in zip(axes.flat, groups.items(), strict=False):
@@ -82,12 +81,11 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
     if any(figures['peak_mib'] is not None for figures in results):
         columns['peak_mib'] = 'peak memory (MiB)'
     names = list(dict.fromkeys(figures['network'] for figures in results))
-    palette = plt.get_cmap('tab10' if len(names) <= 10 else 'tab20').colors
+    palette = mpl.colormaps['tab10' if len(names) <= 10 else 'tab20'].colors
     colours = dict(zip(names, palette * (len(names) // len(palette) + 1), strict=False))
     shape = (max(1, len(groups)), len(columns))
-    figure, axes = plt.subplots(
-        *shape, figsize=(4.5 * shape[1] + 1.5, 3.6 * shape[0]), layout='constrained', squeeze=False
-    )
+    figure = Figure(figsize=(4.5 * shape[1] + 1.5, 3.6 * shape[0]), layout='constrained')
+    axes = figure.subplots(*shape, squeeze=False)
     for row, (group, members) in zip(axes, groups.items(), strict=False):
         for axis, (key, label) in zip(row, columns.items(), strict=True):
             for name in names:

@@ -3,10 +3,7 @@
 import os
 from collections.abc import Mapping
 
-import matplotlib as mpl
-
-mpl.use('Agg')
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from mmsb.files import write_figure
 
@@ -27,7 +24,8 @@ def draw(found: Mapping[str, Mapping[str, Consistency]], path: str | os.PathLike
         path: file to write, whole or not at all.
     """
     height = 1.4 + 0.45 * len(found)
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(11, height), sharey=True, layout='constrained')
+    figure = Figure(figsize=(11, height), layout='constrained')
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
     names = list(found)
     colours = ['tab:gray' if name == 'humans' else 'tab:red' for name in names]
     for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):

@@ -50,7 +50,7 @@ def test_changed_scenes_keep_each_digit_with_its_class(scene):
     image, mask = mirror.CHANGES['scaled to 96 x 96'](scene)
     assert (image.shape, mask.shape) == ((96, 96, 3), (96, 96))
     assert {*np.unique(mask)} == {*np.unique(scene[1])}
-    for seed in range(5):
+    for seed in range(50):  # in all directions
         image, mask = mirror.augmented(scene, np.random.default_rng(seed))
         assert (image.shape, mask.shape, image.dtype) == ((64, 64, 3), (64, 64), np.uint8)
 

@@ -1,6 +1,6 @@
 """Compare trainings by their work dirs: one table of results and differences, one figure of the curves.
 
-python tools/analysis/compare.py work_dirs/{sb,plain}-{0,1} --plot curves.png --html runs.html
+python tools/analysis/compare.py work_dirs/{sb,plain}-{0,1} --plot curves.png
 
 Runs whose configs differ only in the seed are one row. A run may still be in progress.
 """
@@ -9,7 +9,7 @@ import argparse
 import logging
 
 from mmsb.analysis.compare import as_csv, as_json, compare, metrics_of, table
-from mmsb.analysis.compare_page import plot, write_page
+from mmsb.analysis.compare_figure import plot
 from mmsb.analysis.paired import table_of_differences
 from mmsb.analysis.report import check_folders, markdown, write_csv, write_json
 from mmsb.engine.launcher import run_tool
@@ -21,11 +21,10 @@ def parse_args():
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='output folder of a training')
     parser.add_argument('--metrics', nargs='+', metavar='NAME', help='validation metrics to show (default: all)')
     parser.add_argument('--plot', metavar='FILE', help='plot the curves (.png, .svg or .pdf)')
-    parser.add_argument('--html', metavar='FILE', help='write table and curves as one page that needs no network')
     parser.add_argument('--json', metavar='FILE', help='write the table as JSON, with all differences in full')
     parser.add_argument('--csv', metavar='FILE', help='write the table as CSV')
     args = parser.parse_args()
-    check_folders(parser, args, 'plot', 'html', 'json', 'csv')
+    check_folders(parser, args, 'plot', 'json', 'csv')
     return args
 
 
@@ -42,8 +41,6 @@ def main() -> None:
             print(markdown(header, [[cell.replace('|', '\\|') for cell in line] for line in lines]), end='\n\n')
     if args.plot:
         plot(rows, metrics, args.plot)
-    if args.html:
-        write_page(rows, metrics, args.html)
     if args.json:
         write_json(args.json, [as_json(row) for row in rows])
     if args.csv:

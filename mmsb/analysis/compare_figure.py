@@ -1,37 +1,19 @@
-"""Draws the curves of compared runs, and a self-contained page with the table and the curves."""
+"""Draws the curves of compared runs."""
 
-import html
-import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-
-mpl.use('Agg')
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from mmsb.analysis.compare import Row, table
+from mmsb.analysis.compare import Row
 from mmsb.analysis.run_logs import Run
-from mmsb.files import write_figure, write_text
+from mmsb.files import write_figure
 
 _COLUMNS = 3
 _SMOOTHED_OVER = 20  # the loss is a running mean over 1/20 of its points
-_TEXT = '#010203'  # in the SVG, replaced by the colour of the page's text
-_STYLE = """
-:root { color-scheme: light dark; --text: #1a1a1a; --page: #fff; --line: #ccc; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --page: #16181c; --line: #444; } }
-body { margin: 2rem auto; max-width: 75rem; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
-body { color: var(--text); background: var(--page); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { font-variant-numeric: tabular-nums; }
-td:last-child { min-width: 16rem; overflow-wrap: anywhere; }
-svg { width: 100%; min-width: 40rem; height: auto; }
-"""
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
@@ -88,8 +70,9 @@ def draw(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     size = (4.2 * columns, 3.3 * lines + 0.3 * len(rows))
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout='constrained', squeeze=False)
-    palette = plt.get_cmap('tab10' if len(rows) <= 10 else 'tab20').colors
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(lines, columns, squeeze=False)
+    palette = mpl.colormaps['tab10' if len(rows) <= 10 else 'tab20'].colors
     for axis, (metric, unit) in zip(axes.flat, panels, strict=False):
         for i, row in enumerate(rows):
             runs = [run for run in row.runs if metric == 'loss' or run.val_unit == unit]
@@ -101,7 +84,7 @@ def draw(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
         axis.spines[['top', 'right']].set_visible(False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    handles = [plt.Line2D([], [], color=palette[i % len(palette)], linewidth=1.8) for i in range(len(rows))]
+    handles = [Line2D([], [], color=palette[i % len(palette)], linewidth=1.8) for i in range(len(rows))]
     figure.legend(handles, [_label(row) for row in rows], loc='outside lower center', frameon=False)
     return figure
 
@@ -119,51 +102,3 @@ def plot(rows: Sequence[Row], metrics: Sequence[str], path: str | Path) -> None:
     """
     with mpl.rc_context({'text.parse_math': False}):
         write_figure(path, draw(rows, metrics))
-
-
-def svg(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """Draw the figure as an SVG element without background, its text in the colour of the text around it."""
-    colours = {f'{part}.color': _TEXT for part in ('text', 'xtick', 'ytick')}
-    colours |= {'axes.labelcolor': _TEXT, 'axes.edgecolor': _TEXT, 'text.parse_math': False}
-    with mpl.rc_context({**colours, 'svg.fonttype': 'none', 'svg.hashsalt': 'mmsb', 'font.family': 'sans-serif'}):
-        figure = draw(rows, metrics)
-        text = io.StringIO()
-        nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-        figure.savefig(text, format='svg', transparent=True, metadata=nothing)
-        plt.close(figure)
-    element = text.getvalue()
-    element = element[element.index('<svg') :].replace(_TEXT, 'currentColor')
-    return re.sub(
-        r'^<svg([^>]*?) width="[^"]*"', r'<svg\1 role="img" aria-label="Curves of the runs"', element, count=1
-    )
-
-
-def write_page(rows: Sequence[Row], metrics: Sequence[str], path: str | Path) -> None:
-    """Write the table and the figure as one HTML file that loads nothing, for light and dark screens."""
-    header, cells = table(rows, metrics)
-    head = ''.join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    body = '\n'.join('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in line) + '</tr>' for line in cells)
-    write_text(
-        path,
-        f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Runs side by side</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Runs side by side</h1>
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
-<p>Metrics are of the last validation that all seeds of a run have reached; ±: standard deviation over the seeds.</p>
-<div class="wide">{svg(rows, metrics)}</div>
-</body>
-</html>
-""",
-    )
