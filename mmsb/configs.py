@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmsb.checkpoints.load import install_reader, load_state_dict
+from mmsb.checkpoints.load import load_state_dict
 from mmsb.models.bottleneck import BIAS_PARTS
 from mmsb.models.weights import check_fit, is_pretrained
 from mmsb.options import one_line
@@ -22,13 +22,9 @@ LIBRARIES = {
 def read_config(path: str) -> Config:
     """Read a config file; errors in it name the file.
 
-    This also makes mmengine load checkpoints as data from now on, because some of the libraries' networks load one
-    while they are built.
-
     Raises:
         ValueError: the config can't be read or has no model.
     """
-    install_reader()
     try:
         cfg = Config.fromfile(path)
     except SystemExit as error:

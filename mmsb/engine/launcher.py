@@ -23,6 +23,7 @@ from mmsb.configs import check_library, drop_warm_starts, read_config
 from mmsb.datasets.paths import check_paths
 from mmsb.datasets.test_set import class_names
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
+from mmsb.ops import detector_precision
 from mmsb.options import check_keys
 
 from . import fast, log_to
@@ -248,7 +249,11 @@ def run_tool(main: Callable[[], None]) -> None:
     The traceback goes to the run's log, and is printed too if `MMSB_TRACEBACK` is set in the environment. In a
     distributed run, the process that fails first reports: the others can only tell that it is gone. Each ends without
     waiting for another.
+
+    From its start, checkpoints are data for MMEngine too, and the coordinates of detectors stay in float32.
     """
+    install_reader()
+    detector_precision.install()
     try:
         with _without_notice_of_onedl():
             main()

@@ -22,8 +22,6 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-from . import detector_precision
-
 EXTENSION = 'mmcv._ext'
 
 
@@ -35,7 +33,7 @@ class ExtensionFinder(MetaPathFinder):
 
 
 def install() -> None:
-    """Register the finders once, unless `MMSB_OPS=off`.
+    """Register the finder once, unless `MMSB_OPS=off`.
 
     Raises:
         ValueError: `MMSB_OPS` is neither 'on' nor 'off'.
@@ -45,4 +43,3 @@ def install() -> None:
         raise ValueError(f"environment variable MMSB_OPS must be 'on' or 'off', got {wanted!r}")
     if wanted == 'on' and not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.append(ExtensionFinder())
-        detector_precision.install()

@@ -2,8 +2,8 @@
 
 Its RoI extractors cast the boxes to the dtype of the features, and its heads create anchors and points in the dtype of
 the scores. This would shift boxes: the spacing of bfloat16 is 4 pixels above 512 and 8 above 1024, and that of float16
-is half a pixel above 512. Here the features are cast to float32 instead and the result is cast back, and anchors and
-points are float32.
+is half a pixel above 512. With `install`, the features are cast to float32 instead and the result is cast back, and
+anchors and points are float32. mmsb's commands call it; in a program of your own, call it before you train.
 """
 
 import functools

@@ -9,6 +9,7 @@ from mmdet.models.task_modules.prior_generators import AnchorGenerator, MlvlPoin
 from mmengine.utils import digit_version
 
 import mmsb.ops.ext
+from mmsb.ops import detector_precision
 
 REDUCED = (
     torch.bfloat16,
@@ -25,6 +26,7 @@ REDUCED = (
 @pytest.fixture(autouse=True)
 def _our_kernels(monkeypatch):
     use_kernels(monkeypatch, mmsb.ops.ext)
+    detector_precision.install()
 
 
 def check(operation, *inputs: torch.Tensor, dtype: torch.dtype) -> None:
