@@ -63,10 +63,10 @@ def arena(demo_data, tmp_path) -> Path:
 def run(
     name: str, *args, cwd: Path, timeout_s: int = 300, fresh: bool = False, **environment
 ) -> subprocess.CompletedProcess:
-    """Run `tools/NAME` with arguments in a folder, as a user does; `fresh` in a process that imports all anew."""
+    """Run `tools/NAME`, or a module, with arguments in a folder; `fresh` in a process that imports all anew."""
     script = ROOT / 'tools' / name
     python = sys.executable if fresh else warm.python()
-    command = ['bash', str(script)] if script.suffix == '.sh' else [python, str(script)]
+    command = {'.sh': ['bash', str(script)], '.py': [python, str(script)]}.get(script.suffix, [python, '-m', name])
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **environment}
     env |= dict(PYTHON=python, PYTHON_EXEC=python)  # of the shell scripts, and of torchrun
     arguments = [str(arg) for arg in args]

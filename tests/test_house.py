@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [  # from top to bottom; those of one line do not know each other
-    ('engine', 'analysis', 'evaluation'),
+    ('engine', 'analysis'),
     ('export', 'infer', 'publish_timm'),
     ('exported',),
     ('configs', 'timm_registry'),

@@ -410,3 +410,11 @@ def test_the_demo_names_a_training_that_is_killed_at_once(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, 'executable', str(silent))
     with pytest.raises(RuntimeError, match='training of net failed: exit code -9'):
         asyncio.run(train('net', CUE, tmp_path / 'run', 1, {}))
+
+
+@pytest.mark.parametrize('name', ['human_consistency', 'timm_networks'])
+def test_a_command_that_has_moved_names_the_new_one(name, tmp_path, run_tool):
+    done = run_tool(f'analysis/{name}.py', 'resnet18', cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr.startswith(f'error: this command is now python -m benchmarks.{name}')
+    assert run_tool(f'benchmarks.{name}', '--help', cwd=tmp_path).returncode == 0

@@ -9,9 +9,9 @@ import timm
 import torch
 
 import mmsb
+from benchmarks.timm_networks import Row, as_dict, by_family, find_names, measure
 from mmsb.analysis.complexity import count
 from mmsb.analysis.report import markdown
-from mmsb.analysis.timm_networks import Row, as_dict, by_family, find_names, measure
 from mmsb.models.any_network import BLOCKS
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'

@@ -12,9 +12,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmsb.configs import build_model
-from mmsb.evaluation import responses as answers_of_networks
-from mmsb.evaluation.human_consistency import (
+from benchmarks.human_consistency import responses as answers_of_networks
+from benchmarks.human_consistency.measures import (
     COLUMNS,
     LEFT_OUT,
     compare,
@@ -27,6 +26,7 @@ from mmsb.evaluation.human_consistency import (
     table,
     trial_of,
 )
+from mmsb.configs import build_model
 
 CATEGORIES = ['airplane', 'bear', 'bicycle', 'bird', 'boat', 'bottle', 'car', 'cat', 'chair', 'clock', 'dog',
               'elephant', 'keyboard', 'knife', 'oven', 'truck']  # fmt: skip
@@ -192,7 +192,7 @@ def test_trials_are_identified_by_the_image(name, trial):
 
 def test_the_command_prints_writes_and_draws(folders, tmp_path, run_tool):
     options = ('--humans', folders[0], '--responses', folders[1], '--json', 'found.json', '--figure', 'figure.png')
-    done = run_tool('analysis/human_consistency.py', *options, '--datasets', cwd=tmp_path)
+    done = run_tool('benchmarks.human_consistency', *options, '--datasets', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     wanted = compared(*folders)
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in done.stdout.splitlines()[2:]]
@@ -232,7 +232,7 @@ def test_bad_input_is_one_line_and_writes_nothing(text, said, folders, tmp_path,
     if text is not None:
         _csv(wrong, text)
     options = ('--humans', folders[0], '--responses', wrong, '--figure', 'figure.png', '--json', 'found.json')
-    done = run_tool('analysis/human_consistency.py', *options, cwd=tmp_path)
+    done = run_tool('benchmarks.human_consistency', *options, cwd=tmp_path)
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_writes_nothing(text, said, folders, tmp_path,
     ],
 )
 def test_arguments_are_checked(options, code, said, tmp_path, run_tool):
-    done = run_tool('analysis/human_consistency.py', *options, cwd=tmp_path)
+    done = run_tool('benchmarks.human_consistency', *options, cwd=tmp_path)
     assert done.returncode == code
     assert said in done.stderr.splitlines()[-1]
 
@@ -293,7 +293,7 @@ def network(tmp_path) -> tuple[Path, Path]:
 
 def test_a_network_answers_in_the_layout_of_the_publication(images, network, tmp_path, run_tool):
     options = ('--network', *network, '--images', images, '--responses', 'out', '--device', 'cpu')
-    done = run_tool('analysis/human_consistency.py', *options, cwd=tmp_path)
+    done = run_tool('benchmarks.human_consistency', *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f'out/{name}/{name}_tiny-net_session-1.csv' for name in ('contrast', 'edge')]
     model = build_model(Config.fromfile(network[0])).eval()
@@ -344,7 +344,7 @@ def rename(folder: Path, pattern: str, name: str) -> None:
 def test_images_that_are_none_of_the_sets(spoil, said, images, network, tmp_path, run_tool):
     spoil(images)
     options = ('--network', *network, '--images', images, '--responses', 'out', '--device', 'cpu')
-    done = run_tool('analysis/human_consistency.py', *options, cwd=tmp_path)
+    done = run_tool('benchmarks.human_consistency', *options, cwd=tmp_path)
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
     assert not (tmp_path / 'out').exists()

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mmsb.files import write_figure
 
-from .human_consistency import Consistency, mean
+from .measures import Consistency, mean
 
 MEASURES = {
     'accuracy_difference': 'accuracy difference\n(lower is more human)',
@@ -20,7 +20,7 @@ def draw(found: Mapping[str, Mapping[str, Consistency]], path: str | os.PathLike
     """Draw a panel for each measure: a bar for the mean of each subject, and a dot for each data set.
 
     Args:
-        found: from `human_consistency.table`.
+        found: from `measures.table`.
         path: file to write, whole or not at all.
     """
     height = 1.4 + 0.45 * len(found)

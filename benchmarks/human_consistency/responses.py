@@ -16,7 +16,7 @@ import numpy as np
 from mmsb.files import write_text
 from mmsb.infer import Inferencer, inputs
 
-from .human_consistency import COLUMNS, LEFT_OUT
+from .measures import COLUMNS, LEFT_OUT
 
 NUM_CLASSES = 1000
 _SESSION = 'session-'
