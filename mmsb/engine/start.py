@@ -15,7 +15,6 @@ from mmengine.config import Config
 
 from mmsb.checkpoints.load import load_checkpoint, require_file
 from mmsb.checkpoints.store import Stored, first_valid, list_checkpoints, pointed_at, probe, set_aside, why_invalid
-from mmsb.options import one_line
 
 from . import resumed_settings
 from .lock import WorkDirLock
@@ -110,7 +109,7 @@ class WorkDir:
             )
         elif stored and not own:
             raise ValueError(
-                f'the checkpoints in {cfg.work_dir!r} belong to another run than the last one there: resume from one '
+                f'the checkpoints in {cfg.work_dir!r} are not from the run that last used this folder: resume from one '
                 f'of them with --resume {stored[0].path}, or start a new run in another --work-dir'
             )
         return path
@@ -140,19 +139,16 @@ class WorkDir:
             for path in set_aside(self._strangers(start)):
                 print(f'set aside: {path}', flush=True)
         except OSError as error:
-            raise RunStopped(f'work_dir {cfg.work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
+            raise RunStopped(f'work_dir {cfg.work_dir!r} cannot be written to: {error}', EXIT_NOT_SAVED) from error
         return start
 
     def __exit__(self, kind, error, traceback) -> None:
         work_dir = self._cfg.work_dir
-        try:
-            self._lock.end()  # only the first process has it
-        except OSError as problem:  # another host will wait for a sign of life
-            print(f'the lock of {work_dir!r} could not be released: {one_line(problem)}', flush=True)
+        self._lock.end()  # only the first process has it
         file = getattr(error, 'filename', None)
         inside = isinstance(file, str) and Path(file).absolute().is_relative_to(Path(work_dir).absolute())
         if isinstance(error, OSError) and (inside or error.errno in NO_ROOM):
-            raise RunStopped(f'work_dir {work_dir!r} takes no files: {error}', EXIT_NOT_SAVED) from error
+            raise RunStopped(f'work_dir {work_dir!r} cannot be written to: {error}', EXIT_NOT_SAVED) from error
 
     def _strangers(self, start: Start) -> list[str]:
         """List the checkpoints in the output folders of other runs and of another future of this run.

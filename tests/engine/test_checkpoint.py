@@ -126,4 +126,4 @@ def test_a_folder_without_space_stops_the_run_before_it_begins(arena):
     (arena / 'file').touch()
     nowhere = train(arena, config, '--work-dir', 'file/nowhere')
     assert nowhere.code == 74, nowhere.said()
-    assert "error: work_dir 'file/nowhere' takes no files: " in nowhere.said().splitlines()[-1]
+    assert "error: work_dir 'file/nowhere' cannot be written to: " in nowhere.said().splitlines()[-1]

@@ -181,4 +181,4 @@ def test_a_work_dir_that_takes_no_files_is_told_once_and_ends_both(arena):
     pair = Pair(lambda _, environment: Victim(*arguments, before=before, environment=environment))
     assert pair.wait() == [74, 74], pair.said()
     (line,) = pair.lines()
-    assert "error: work_dir 'run' takes no files" in line
+    assert "error: work_dir 'run' cannot be written to" in line

@@ -78,7 +78,7 @@ def test_checkpoints_of_another_run_are_not_taken_unasked(arena, config, killed)
     refused = train(arena, config, '--work-dir', 'other', '--resume')
     assert refused.code == 1
     last = refused.said().splitlines()[-1]
-    assert "error: the checkpoints in 'other' belong to another run than the last one there: " in last
+    assert "error: the checkpoints in 'other' are not from the run that last used this folder: " in last
     assert '--resume other/iter_12.pth' in last
     asked = train(arena, config, '--work-dir', 'other', '--resume', 'other/iter_12.pth')
     assert asked.code == 0, asked.said()
