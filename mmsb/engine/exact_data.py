@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mmsb.datasets.loading import load_sample
 
-from . import hook_states, rng
+from . import rng
 
 _SAMPLES, _SAMPLER = 0, 1  # first number of a key: what it seeds
 _WORKER_GRACE_S = 20
+_LIBRARIES = ('torch', 'mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'mmsb')  # whose samplers have no memory
 NO_BATCH = 'train_dataloader yields no batch: its dataset is empty or smaller than one batch'
 
 
@@ -149,7 +150,7 @@ def _draw(batches: Iterable, seed: int, epoch: int, first: int) -> Iterator[tupl
 def _has_memory(sampler) -> bool:
     """Return whether the order of a sampler may depend on its earlier passes; not so those of the libraries."""
     while sampler is not None:
-        known = type(sampler).__module__.split('.')[0] in ('torch', *hook_states.LIBRARIES)
+        known = type(sampler).__module__.split('.')[0] in _LIBRARIES
         if not known or getattr(sampler, 'generator', None) is not None:
             return True
         sampler = getattr(sampler, 'sampler', None)

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Mapping
 
 import torch
 from mmengine.dist import all_gather_object, gather_object, get_rank
@@ -42,7 +41,6 @@ class SafeRunner(Runner):
 
     run_id: str | None = None
     _start: dict | None = None  # the checkpoint to resume from
-    _hooks_before: Mapping = {}  # what they hold before the training
     _has_initialised = _has_begun = False  # the weights; a training
 
     def build_dataloader(self, dataloader, seed: int | None = None, diff_rank_seed: bool = False):
@@ -228,10 +226,6 @@ class SafeRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs) -> None:
         with self._turns.call(fn_name, kwargs):
             super().call_hook(fn_name, **kwargs)
-        if fn_name == 'before_train':
-            self._hooks_before = hook_states.remember(self)
-            if self.val_loop is not None:
-                self._lost.guard_metrics(self.val_loop.evaluator)
         if fn_name == 'before_save_checkpoint':
             if self._state is not None:
                 kwargs['checkpoint'][STATE] = self._state
@@ -265,7 +259,7 @@ class SafeRunner(Runner):
         return dict(
             place=place,
             processes=gather_object(dict(rng=states, gradients=self._partial_gradients())),  # the first one writes
-            hooks=hook_states.collect(self, self._hooks_before),
+            hooks=hook_states.collect(self),
             new_parts={
                 name: list(module.new_parts)
                 for name, module in self._bare_model().named_modules()

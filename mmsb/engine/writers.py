@@ -1,7 +1,6 @@
 """Lets no writer but that of checkpoints end a training: what can't be logged is counted, and reported once.
 
-Covers the log file and the console, the backends of the visualizer (scalars.json, TensorBoard, ...), and metrics that
-write files to compute their result.
+Covers the log file and the console, and the backends of the visualizer (scalars.json, TensorBoard, ...).
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.visualization import LocalVisBackend, Visualizer
 
@@ -42,12 +40,7 @@ class Lost:
         for backend in getattr(visualizer, '_vis_backends', {}).values():
             errors = OSError if isinstance(backend, LocalVisBackend) else Exception
             for name in _BACKEND_METHODS:
-                setattr(backend, name, self._tolerant(getattr(backend, name), backend, errors=errors))
-
-    def guard_metrics(self, evaluator: Evaluator) -> None:
-        """Let metrics that can't write their files give no result; only the first process computes one."""
-        for metric in evaluator.metrics:
-            metric.compute_metrics = self._tolerant(metric.compute_metrics, metric, otherwise={})
+                setattr(backend, name, self._tolerant(getattr(backend, name), backend, errors))
 
     def report(self) -> None:
         """Report how much was lost; to be called at the end of the run, since it also gives up the unwritten rest."""
@@ -55,7 +48,7 @@ class Lost:
             return
         for handler in self._handlers:
             self._give_up(handler)
-        _say(f'{self.count} log entries or results of metrics could not be written')
+        _say(f'{self.count} log entries could not be written')
 
     def _lose_line(self, handler: logging.Handler, otherwise: Callable, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -65,12 +58,12 @@ class Lost:
         else:
             otherwise(record)
 
-    def _tolerant(self, function: Callable, owner, *, otherwise=None, errors: type[Exception] = OSError) -> Callable:
+    def _tolerant(self, function: Callable, owner, errors: type[Exception]) -> Callable:
         @functools.wraps(function)
         def call(*args, **kwargs):
             if id(owner) in self._not_started:
                 self.count += 1
-                return otherwise
+                return None
             scalars = getattr(owner, '_scalar_save_file', None)
             before = os.path.getsize(scalars) if scalars and os.path.exists(scalars) else 0
             try:
@@ -82,7 +75,7 @@ class Lost:
                 if errors is Exception and not getattr(owner, '_env_initialized', False):
                     self._not_started.add(id(owner))
                 self.note(f'what {type(owner).__name__} writes', error)
-                return otherwise
+                return None
 
         return call
 

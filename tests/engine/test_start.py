@@ -269,5 +269,4 @@ custom_hooks = [dict(type='CountingHook', saves=False), dict(type='CountingHook'
     train(arena, 'config.py', '--work-dir', 'run', before=before(lambda: at_iteration(5, die)), **path)
     resumed = train(arena, 'config.py', '--work-dir', 'run', '--resume', before=before(), **path)
     assert resumed.code == 0, resumed.said()
-    assert 'CountingHook begins anew: its count changed in training' in resumed.said()
     assert [line.split()[-1] for line in resumed.said().splitlines() if ' counted ' in line] == ['2', '6']
