@@ -1,4 +1,4 @@
-"""How the processes of a tool end: with a failure in one line, told once, and without waiting for each other."""
+"""How the processes of a tool exit: a failure is one line, reported once, and no process waits for another."""
 
 import atexit
 import contextlib

@@ -1,6 +1,6 @@
 """Check annotation files in which names, or indices into a list of names, say the labels.
 
-Most datasets drop a box whose name is not among the classes without a word, and crash on a malformed one without
+Most datasets silently drop a box whose name is not among the classes, and crash on a malformed one without
 naming the file. The COCO format is in `coco.py`.
 
 | dataset | what says a label | checked by |

@@ -1,6 +1,6 @@
 """Find files that a dataset leaves out or looks for in vain, from listings of folders alone.
 
-The libraries list files by suffix, and skip all others without a word; or they add a suffix to a name in a list.
+The libraries list files by suffix, and skip all others silently; or they add a suffix to a name in a list.
 """
 
 import os

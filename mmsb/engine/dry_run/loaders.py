@@ -85,7 +85,7 @@ def _sizes(loader: DataLoader) -> list[int] | None:
 
 
 def _as_process(rank: int) -> AbstractContextManager:
-    """Let what is built, such as a sampler, see the run's processes, without a word between them."""
+    """Let what is built, such as a sampler, see the run's processes, without communication between them."""
     silent = dict.fromkeys(('broadcast', 'broadcast_object_list'), lambda *_, **__: None)
     return patch.multiple(torch.distributed, is_initialized=lambda: True, get_rank=lambda *_: rank, **silent)
 
