@@ -20,7 +20,7 @@ from torch import nn
 
 from mmsb.checkpoints.load import install_reader, load_checkpoint, load_state_dict, local_path, require_file
 from mmsb.configs import check_library, drop_warm_starts, read_config
-from mmsb.datasets.paths import check_paths
+from mmsb.datasets.paths import LOADERS, check_paths
 from mmsb.datasets.test_set import class_names
 from mmsb.models.weights import check_fit, check_pretrained, is_pretrained
 from mmsb.ops import detector_precision
@@ -32,8 +32,6 @@ from .dry_run import check_config, dry_run, known_keys
 from .ends import end
 from .processes import first_process_decides, is_restart, start_processes, take_device, warn, world_size
 from .safety import RUNNER, add_hook, is_stock, output_folders
-
-DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -129,7 +127,7 @@ def _add_defaults(cfg: Config) -> None:
         logger.type = 'mmsb.LoggerHook'
     fast.add_hook(cfg)
     if cfg.get('default_scope') == 'mmpretrain':  # as its own tool does: collate batches in the workers, and keep these
-        for loader in DATALOADERS:
+        for loader in LOADERS:
             if cfg.get(loader):
                 cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
                 cfg[loader].setdefault('persistent_workers', bool(cfg[loader].get('num_workers')))
