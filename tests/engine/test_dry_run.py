@@ -122,7 +122,6 @@ FILES = [  # what a config adds to the digits', the end of the error
         'optim_wraper = dict(optimizer=dict(lr=1))',
         "sets 'optim_wraper', which has no effect: did you mean 'optim_wrapper'?",
     ),
-    ('max_iters = -5', "sets 'max_iters', which has no effect: it is no key of a config, and nothing here uses it"),
     ('optim_wrapper = dict(optimizer=dict(lr="high"))', "optim_wrapper.optimizer.lr='high': "),
 ]
 
@@ -164,7 +163,16 @@ def test_a_mistake_in_a_file_too(there, text, says):
     assert says in error_of(there / 'config.py')
 
 
-def test_names_that_a_file_or_its_heir_uses_are_no_mistake(there):
+def test_names_that_nothing_uses_are_one_warning(there, capsys):
+    (there / 'config.py').write_text(f'_base_ = {str(zoo.CONFIGS / DIGITS)!r}\nmax_iters = -5\nbatch = 4\n')
+    prepared(there / 'config.py')
+    assert (
+        capsys.readouterr().err
+        == f"warning: config '{there / 'config.py'}' sets batch, max_iters, which nothing uses\n"
+    )
+
+
+def test_names_that_a_file_or_its_heir_uses_are_no_mistake(there, capsys):
     (there / 'base.py').write_text(f'_base_ = {str(zoo.CONFIGS / DIGITS)!r}\nrate = 0.1\nepochs = 3\n')
     (there / 'config.py').write_text(
         "_base_ = 'base.py'\nsteps = [1]\noptim_wrapper = dict(optimizer=dict(lr=_base_.rate))\n"
@@ -172,6 +180,7 @@ def test_names_that_a_file_or_its_heir_uses_are_no_mistake(there):
         'train_cfg = dict(max_epochs={{_base_.epochs}})\n'
     )
     check_before_run(prepared(there / 'config.py'), RUN)
+    assert 'nothing uses' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('config', [DIGITS, SCENES, DETECTOR, 'demo/sb-resnet20_b16-250i_digits-cue.py'])

@@ -16,6 +16,7 @@ from mmsb.configs import LIBRARIES
 from mmsb.options import check_keys, choose
 
 from .. import fast, log_to, resumed_settings
+from ..processes import warn
 from .signatures import SURE, fits, hint, kinds_of, near, shown, wrong_value
 
 RUNNER_READS = (  # keys that it reads from the config beyond its own arguments
@@ -135,12 +136,12 @@ def _values(node, place: str) -> Iterator[tuple[str, object]]:
 def check_names(cfg: Config) -> None:
     """Check the top-level names of a config file and of the files that it inherits from.
 
-    A name must be a known key, or be used in the file that sets it or, as `_base_.NAME`, in one that inherits from it.
-    Files that belong to an installed library may have unused names; so may a dumped config, in which a name that was
-    used has become a value, and a config with `custom_imports`, whose code may read any name.
+    A name must be a known key, or be used in the file that sets it or, as `_base_.NAME`, in one that inherits from it;
+    a warning lists others. Files that belong to an installed library may have unused names; so may a dumped config, in
+    which a name that was used has become a value, and a config with `custom_imports`, whose code may read any name.
 
     Raises:
-        ValueError: a name has no effect.
+        ValueError: a name is a misspelt key.
     """
     known = known_keys()
     try:
@@ -155,13 +156,13 @@ def check_names(cfg: Config) -> None:
         lenient = 'custom_imports' in cfg or {'launcher', 'work_dir', 'randomness'} <= {*set_here}
         if '.mim' in Path(path).parts:
             continue
-        for name in set_here:
-            if name in (*known, '_base_') or name in used or name in from_bases or name.startswith('__'):
-                continue
-            meant = near(name, known, SURE)
-            if meant or not lenient:
-                why = f'did you mean {meant!r}?' if meant else 'it is no key of a config, and nothing here uses it'
-                raise ValueError(f'config {path!r} sets {name!r}, which has no effect: {why}')
+        unused = {*set_here} - {*known, '_base_', *used, *from_bases}
+        unused = sorted(name for name in unused if not name.startswith('__'))
+        for name in unused:
+            if meant := near(name, known, SURE):
+                raise ValueError(f'config {path!r} sets {name!r}, which has no effect: did you mean {meant!r}?')
+        if unused and not lenient:
+            warn(f'config {path!r} sets {", ".join(unused)}, which nothing uses')
 
 
 def _targets(statement: ast.stmt) -> Iterator[ast.Name]:
