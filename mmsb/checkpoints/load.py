@@ -83,7 +83,7 @@ def _read(path: str, file: str, *, own: bool, trust: bool | None, header: bool):
             return _load_safetensors(file)
         own = torch.__version__ < DATA_FROM and (own or _is_in(file, _trusted['folders']))
         if own or (_trusted['everything'] if trust is None else trust):
-            archive.check(file, work=False)
+            archive.check(file)
             with _running_code():
                 return torch.load(file, map_location='cpu', weights_only=False)
         return _load_as_data(file, header=header)

@@ -57,21 +57,6 @@ DUNDERS = (
 )
 
 
-def _deep_key(depth: int = 64) -> bytes:
-    """Write a dict whose key takes 2**depth steps to hash: each tuple contains the next smaller one twice."""
-    parts = [b')q\x00']
-    for level in range(depth):
-        parts.append(b'h' + bytes([level]) + b'\x86q' + bytes([level + 1]))
-    return raw(b'}', b''.join(parts), b'K\x01s')
-
-
-def _copies(count: int = 3000) -> bytes:
-    """Write a file of 400 kB that asks for 3,000 copies of a counter of 50,000 entries."""
-    source = Counter(range(50_000))
-    copy = name('collections', 'Counter') + b'h\xf0\x85R'
-    return raw(b'](', dict(source), b'q\xf0' + copy * count + b'e')
-
-
 def _safetensors(header: bytes, length: int | None = None, content: bytes = bytes(8)) -> bytes:
     return struct.pack('<Q', len(header) if length is None else length) + header + content
 
@@ -183,9 +168,6 @@ def _opcodes(canary: str) -> dict[str, bytes]:
         'history with methods of its own': _history(statistics_methods=dict(mean=OrderedDict)),
         'history with shadowed methods': _history(mean=OrderedDict),
         'items of a class': raw(name(*_HISTORY), 'mean', 1, b's'),
-        'key that hashes forever': _deep_key(),
-        'many copies': _copies(),
-        'many lists': raw(b']' * 6_000_000),
         'empty stack': raw(b'R'),
         'no such memo': raw(b'h\x07'),
         'string of 2 GB': b'\x80\x02X' + struct.pack('<I', 2**31) + b'a.',
