@@ -1,6 +1,6 @@
 """The demo's long-range cue as a yardstick: which small networks see across the image, and at what cost.
 
-python -m benchmarks.long_range                                   # 17 networks, seeds 0, 1, 2; one core
+python -m benchmarks.long_range                                   # 20 networks, seeds 0, 1, 2; one core
 python -m benchmarks.long_range --networks ResNet-20 --seeds 0
 
 Each network is cut off after its last block of stride 8; a 1x1 convolution and bilinear upsampling turn its features
