@@ -25,18 +25,33 @@ NETWORKS = {  # name: contexts
     'ConvNeXt-atto': CONTEXTS,
 }
 BLOCK_OF = {'SE': SE, 'GC': GC}
-RESNET_PLUGINS = {
-    'SE': dict(cfg=dict(type='mmsb.SE')),
-    'GC': dict(cfg=dict(type='mmsb.GC')),
-    'NL': dict(cfg=dict(type='mmsb.NL'), stages=(False, True, True)),  # in stage 1 it would compare 2,704 places
-    'reduced NL': dict(cfg=dict(type='mmsb.ReducedNL')),
-    'BAT': dict(cfg=dict(type='mmsb.BAT', block_size=13)),  # the largest whose multiples all stages have
-}
+
+
+def resnet_plugins(block_size: int, **of_reduced_nl) -> dict[str, dict]:
+    """Describe the blocks of a small ResNet, behind conv3.
+
+    Args:
+        block_size: of BAT.
+        of_reduced_nl: options of reduced NL.
+    """
+    blocks = {
+        'SE': dict(type='mmsb.SE'),
+        'GC': dict(type='mmsb.GC'),
+        'NL': dict(type='mmsb.NL'),
+        'reduced NL': dict(type='mmsb.ReducedNL', **of_reduced_nl),
+        'BAT': dict(type='mmsb.BAT', block_size=block_size),
+    }
+    plugins = {name: dict(cfg=cfg, position='after_conv3') for name, cfg in blocks.items()}
+    plugins['NL']['stages'] = (False, True, True)  # in stage 1 it would compare thousands of places with each other
+    return plugins
+
+
+RESNET20_PLUGINS = resnet_plugins(block_size=13)  # the largest whose multiples all stages have
 
 
 def resnet20(context: str) -> nn.Module:
     """Build a ResNet-20 of bottlenecks; each stage halves the image, to 52, 26 and 13 px."""
-    plugins = [RESNET_PLUGINS[context] | dict(position='after_conv3')] if context in RESNET_PLUGINS else None
+    plugins = [RESNET20_PLUGINS[context]] if context in RESNET20_PLUGINS else None
     bias = {} if context == 'SB' else None
     network = SBResNetCifar(20, bias, plugins=plugins, strides=(2, 2, 2), out_indices=(2,))
     network.init_weights()

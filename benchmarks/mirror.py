@@ -193,17 +193,12 @@ class Records:
             print(f'{path.stem}: {record["accuracy"]:.1f} % in {record["cpu_s"]:.0f} s', flush=True)
         return json.loads(path.read_text())
 
-    def rate(self, context: str, seed: int) -> float:
-        """Return the learning rate that is best after the usual number of steps."""
-        tried = [self.get(context, rate, seed, STEPS) for rate in RATES]
-        return max(tried, key=lambda record: (record['accuracy'], -record['rate']))['rate']
-
-    def seeds(self, context: str, seeds: Sequence[int], steps: int, augment: bool = False) -> list[dict]:
-        """Return the records of all seeds at the context's learning rate.
+    def with_seeds(self, context: str, seeds: Sequence[int], steps: int, augment: bool = False) -> list[dict]:
+        """Return the records of all seeds, at the learning rate that is best with the first after the usual steps.
 
         What ten times the steps do not take far from chance is not trained with other seeds.
         """
-        rate = self.rate(context, seeds[0])
+        rate = best_rate([self.get(context, rate, seeds[0], STEPS) for rate in RATES])
         first = self.get(context, rate, seeds[0], steps, augment)
         others = seeds[1:] if steps == STEPS or first['accuracy'] > 2 * CHANCE else ()
         return [first, *(self.get(context, rate, seed, steps, augment) for seed in others)]
@@ -215,11 +210,14 @@ class Records:
             record = json.loads(path.read_text())
             found.setdefault((record['context'], record['steps'], record['augmented']), []).append(record)
         for key, records in found.items():
-            best = max(
-                records, key=lambda record: (record['seed'] == records[0]['seed'], record['accuracy'], -record['rate'])
-            )
-            found[key] = [record for record in records if record['rate'] == best['rate']]
+            rate = best_rate([record for record in records if record['seed'] == records[0]['seed']])
+            found[key] = [record for record in records if record['rate'] == rate]
         return found
+
+
+def best_rate(records: Sequence[dict]) -> float:
+    """Return the learning rate with the highest accuracy; of equals, the lowest."""
+    return max(records, key=lambda record: (record['accuracy'], -record['rate']))['rate']
 
 
 def solved(records: Sequence[dict]) -> bool:
@@ -268,13 +266,11 @@ def train_all(records: Records, names: Sequence[str], seeds: Sequence[int]) -> N
 
     Last, the contexts that arrived are trained as long on augmented scenes.
     """
-    arrived = [name for name in names if solved(records.seeds(name, seeds, STEPS))]
-    arrived += [
-        name for name in names if name in CONTEXTS and name not in arrived and solved(records.seeds(name, seeds, LONG))
-    ]
+    at_once = {name for name in names if solved(records.with_seeds(name, seeds, STEPS))}
+    contexts = [name for name in names if name in CONTEXTS]
+    arrived = [name for name in contexts if name in at_once or solved(records.with_seeds(name, seeds, LONG))]
     for name in arrived:
-        if name in CONTEXTS:
-            records.seeds(name, seeds, LONG, augment=True)
+        records.with_seeds(name, seeds, LONG, augment=True)
 
 
 def main() -> None:

@@ -15,22 +15,16 @@ POOL_SIZE = 8  # the cells of a scene
 PLACES = ' + places'  # a context with this at its end gets two channels of coordinates beside the image
 
 
-def _block(kind: str, stages: tuple[bool, ...] = (True, True, True), **options) -> dict:
-    plugin = dict(cfg=dict(type=f'mmsb.{kind}', **options), position='after_conv3', stages=stages)
-    return dict(spatial_bias=None, plugins=[plugin])
-
-
 def _bias(stages: tuple[bool, ...] = (True, True, False), **options) -> dict:
     return dict(spatial_bias=dict(pool_size=POOL_SIZE) | options, sb_stages=stages)
 
 
 _OTHERS = {
     'plain': dict(spatial_bias=None),
-    'SE': _block('SE'),
-    'GC': _block('GC'),
-    'NL': _block('NL', (False, True, True)),  # in stage 1 it would compare 4,096 places with each other
-    'reduced NL': _block('ReducedNL', pool_size=POOL_SIZE),
-    'BAT': _block('BAT', block_size=POOL_SIZE),
+    **{
+        name: dict(spatial_bias=None, plugins=[plugin])
+        for name, plugin in long_range_networks.resnet_plugins(POOL_SIZE, pool_size=POOL_SIZE).items()
+    },
 }
 CONTEXTS: Mapping[str, dict] = {  # name: options of SBResNetCifar
     **_OTHERS,

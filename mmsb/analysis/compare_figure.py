@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmsb.analysis.compare import Row
+from mmsb.analysis.plots import palette
 from mmsb.analysis.run_logs import Run
 from mmsb.files import write_figure
 
@@ -72,19 +73,19 @@ def draw(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
     size = (4.2 * columns, 3.3 * lines + 0.3 * len(rows))
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(lines, columns, squeeze=False)
-    palette = mpl.colormaps['tab10' if len(rows) <= 10 else 'tab20'].colors
+    colours = palette(len(rows))
     for axis, (metric, unit) in zip(axes.flat, panels, strict=False):
         for i, row in enumerate(rows):
             runs = [run for run in row.runs if metric == 'loss' or run.val_unit == unit]
             curves = [curve for run in runs if (curve := _curve(run, metric))]
             if curves:
-                _draw_row(axis, row, curves, palette[i % len(palette)])
+                _draw_row(axis, row, curves, colours[i])
         axis.set(xlabel=unit, ylabel='training loss, smoothed' if metric == 'loss' else f'{metric}, validation')
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    handles = [Line2D([], [], color=palette[i % len(palette)], linewidth=1.8) for i in range(len(rows))]
+    handles = [Line2D([], [], color=colours[i], linewidth=1.8) for i in range(len(rows))]
     figure.legend(handles, [_label(row) for row in rows], loc='outside lower center', frameon=False)
     return figure
 

@@ -12,6 +12,12 @@ from mmsb.files import write_figure
 _VARYING = ('phase', 'batch_size', 'mode', 'memory_format', 'dtype')
 
 
+def palette(count: int) -> list[tuple[float, float, float]]:
+    """Return a colour for each of some lines; beyond twenty they repeat."""
+    colours = mpl.colormaps['tab10' if count <= 10 else 'tab20'].colors
+    return [colours[i % len(colours)] for i in range(count)]
+
+
 def _has_bias(network: str) -> bool:
     return network.startswith('sb-')
 
@@ -81,8 +87,7 @@ def cost_against_size(results: Sequence[dict], path: str | Path) -> None:
     if any(figures['peak_mib'] is not None for figures in results):
         columns['peak_mib'] = 'peak memory (MiB)'
     names = list(dict.fromkeys(figures['network'] for figures in results))
-    palette = mpl.colormaps['tab10' if len(names) <= 10 else 'tab20'].colors
-    colours = dict(zip(names, palette * (len(names) // len(palette) + 1), strict=False))
+    colours = dict(zip(names, palette(len(names)), strict=True))
     shape = (max(1, len(groups)), len(columns))
     figure = Figure(figsize=(4.5 * shape[1] + 1.5, 3.6 * shape[0]), layout='constrained')
     axes = figure.subplots(*shape, squeeze=False)

@@ -25,7 +25,6 @@ def check(path: str | os.PathLike, *, checksums: bool = True) -> bool:
     """
     with open(path, 'rb') as file:
         start = file.read(4)
-        file.seek(0)
         if start != b'PK\x03\x04':
             require(start[:1] == b'\x80', 'neither a zip nor a pickle')  # torch unpacks the tars of its first versions
             return False

@@ -17,13 +17,14 @@ from typing import Any
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, IterableDataset
 
+from mmsb.configs import LIBRARIES
 from mmsb.datasets.loading import load_sample
 
 from . import rng
 
 _SAMPLES, _SAMPLER = 0, 1  # first number of a key: what it seeds
 _WORKER_GRACE_S = 20
-_LIBRARIES = ('torch', 'mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'mmsb')  # whose samplers have no memory
+_WITHOUT_MEMORY = ('torch', 'mmengine', 'mmsb', *LIBRARIES)  # packages whose samplers have none
 NO_BATCH = 'train_dataloader yields no batch: its dataset is empty or smaller than one batch'
 
 
@@ -150,7 +151,7 @@ def _draw(batches: Iterable, seed: int, epoch: int, first: int) -> Iterator[tupl
 def _has_memory(sampler) -> bool:
     """Return whether the order of a sampler may depend on its earlier passes; not so those of the libraries."""
     while sampler is not None:
-        known = type(sampler).__module__.split('.')[0] in _LIBRARIES
+        known = type(sampler).__module__.split('.')[0] in _WITHOUT_MEMORY
         if not known or getattr(sampler, 'generator', None) is not None:
             return True
         sampler = getattr(sampler, 'sampler', None)

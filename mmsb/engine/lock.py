@@ -78,7 +78,8 @@ class WorkDirLock:
         end = time.monotonic() + WAIT_S
         while True:
             try:
-                return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except (BlockingIOError, PermissionError):  # another process holds it
                 if time.monotonic() > end:
                     raise ValueError(
@@ -87,7 +88,7 @@ class WorkDirLock:
                     ) from None
                 time.sleep(0.2)
             except OSError:  # a file system without locks
-                return None
+                return
 
 
 def _read(file: int) -> dict:

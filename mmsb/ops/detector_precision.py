@@ -53,13 +53,14 @@ def patch(class_name: str, wrap: Callable, methods: Sequence[str], module: Modul
 
 
 PRIORS = ('grid_priors', 'single_level_grid_priors', 'sparse_priors')
-PATCHES = {
+PATCHED = {
     'mmdet.models.roi_heads.roi_extractors.base_roi_extractor': ('BaseRoIExtractor', extract_in_float32, ('__call__',)),
     'mmdet.models.task_modules.prior_generators.anchor_generator': ('AnchorGenerator', priors_in_float32, PRIORS),
     'mmdet.models.task_modules.prior_generators.point_generator': ('MlvlPointGenerator', priors_in_float32, PRIORS),
 }
+PATCHES = {name: functools.partial(patch, *arguments) for name, arguments in PATCHED.items()}
 
 
 def install() -> None:
-    """Patch the detectors in `PATCHES` once MMDetection has been imported."""
-    after_import({name: functools.partial(patch, *arguments) for name, arguments in PATCHES.items()})
+    """Patch the detectors in `PATCHED` once MMDetection has been imported; a second call does nothing."""
+    after_import(PATCHES)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import warm
+from markdown_tables import cells
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import epochs, page, parts, runner
@@ -183,10 +184,10 @@ def test_the_page_of_a_run_on_a_gpu(tmp_path):
     text = page.page(tmp_path)
     assert page.NOTHING not in text
     assert 'A GPU, PyTorch 2.11, TF32 in fp32: convolutions, 2026-12-01.' in text
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if '| eager' in line]
+    rows = [cells(line) for line in text.splitlines() if '| eager' in line]
     # 2042 / 1836 = 1.11
-    assert cells[0][4:] == ['sb', '2,000', '1.20 (1.10 to 1.30)', '900', '1.11, 1,836']
-    assert cells[1][4:] == ['nl', 'none: out of memory', '-', '-', '-']
+    assert rows[0][4:] == ['sb', '2,000', '1.20 (1.10 to 1.30)', '900', '1.11, 1,836']
+    assert rows[1][4:] == ['nl', 'none: out of memory', '-', '-', '-']
     assert 'Killed behind iteration 15 of 320 and resumed: **1 tensors differ** in 9' in text
     assert '| out of time | 30 | -' in text
 

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+from markdown_tables import cells
 from mmengine.config import Config
 
 from benchmarks import launcher
@@ -28,7 +29,7 @@ def test_ratios_are_taken_within_a_round():
     stock, ours = next(iter(launcher.CASES)), 'sb, ours --fast'
     found = {stock: dict(images_per_s=[10, 40, 20], data_share=[0.0] * 3),
              ours: dict(images_per_s=[30, 80, 20], data_share=[0.5, 0.1, 0.2])}  # fmt: skip
-    rows = [[cell.strip() for cell in line.strip('| ').split('|')] for line in launcher.table(found).splitlines()]
+    rows = [cells(line) for line in launcher.table(found).splitlines()]
     assert rows[2] == [stock, '20.0 (10.0 to 40.0)', '1.00', '0 %']
     assert rows[3] == [ours, '30.0 (20.0 to 80.0)', '2.00', '20 %']
 

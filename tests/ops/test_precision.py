@@ -1,5 +1,7 @@
 """Operations under mixed precision compute in float32 and return results in the input type."""
 
+import sys
+
 import pytest
 import torch
 from cases import use_kernels
@@ -27,6 +29,12 @@ REDUCED = (
 def _our_kernels(monkeypatch):
     use_kernels(monkeypatch, mmsb.ops.ext)
     detector_precision.install()
+
+
+def test_a_second_call_patches_nothing():
+    before = AnchorGenerator.grid_priors, SingleRoIExtractor.__call__, list(sys.meta_path)
+    detector_precision.install()
+    assert (AnchorGenerator.grid_priors, SingleRoIExtractor.__call__, list(sys.meta_path)) == before
 
 
 def check(operation, *inputs: torch.Tensor, dtype: torch.dtype) -> None:

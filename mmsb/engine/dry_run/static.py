@@ -156,8 +156,8 @@ def check_names(cfg: Config) -> None:
         lenient = 'custom_imports' in cfg or {'launcher', 'work_dir', 'randomness'} <= {*set_here}
         if '.mim' in Path(path).parts:
             continue
-        unused = {*set_here} - {*known, '_base_', *used, *from_bases}
-        unused = sorted(name for name in unused if not name.startswith('__'))
+        others = {*set_here} - {*known, '_base_', *used, *from_bases}
+        unused = sorted(name for name in others if not name.startswith('__'))
         for name in unused:
             if meant := near(name, known, SURE):
                 raise ValueError(f'config {path!r} sets {name!r}, which has no effect: did you mean {meant!r}?')

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import warm
+from markdown_tables import cells
 
 from benchmarks.cifar100.__main__ import parse_options
 from benchmarks.cifar100.rows import Row, choose_rows
@@ -134,8 +135,7 @@ def test_papers_figure_is_shown_only_beside_its_recipe(as_paper, shown):
     record = dict(**row, **how, images=100, as_paper=as_paper, failure='', epochs_done=1, history=history)
     other = [dict(history[0], top1_err=25.0)]
     line = table([dict(record, seed=0), dict(record, seed=1, history=other)]).splitlines()[2]
-    cells = [cell.strip() for cell in line.strip('|').split('|')]
-    assert cells[3:7] == ['24.00, 25.00', '24.50', '0.71', '23.98' if shown else '']
+    assert cells(line)[3:7] == ['24.00, 25.00', '24.50', '0.71', '23.98' if shown else '']
 
 
 def test_published_table_is_that_of_the_published_records():
